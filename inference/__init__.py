@@ -1,0 +1,19 @@
+"""Test-time inference: one file, one algorithm.
+
+To add a kernel or a scheme, write its file and its line here; the keys are the names on the command line.
+"""
+
+if __name__ != "pyro_avse.inference":
+    raise ImportError("inference/ is the package pyro_avse.inference: import it under that name")
+
+from collections.abc import Callable
+
+from pyro_avse.inference.random_walk import RandomWalk
+from pyro_avse.inference.run import run_chains
+from pyro_avse.inference.vem import VEM
+from pyro_avse.typing import Kernel, Scheme
+
+KERNELS: dict[str, Callable[..., Kernel]] = {"random_walk": RandomWalk}
+SCHEMES: dict[str, Callable[..., Scheme]] = {"vem": VEM}
+
+__all__ = ["KERNELS", "SCHEMES", "VEM", "RandomWalk", "run_chains"]

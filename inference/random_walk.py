@@ -1,0 +1,42 @@
+"""Random-walk Metropolis-Hastings: the paper's kernel. [Sadeghi2021] (37), (38)
+
+    z' | z ~ N(z, epsilon I),   accepted with probability min(1, r(z') / r(z))
+
+The proposal is symmetric, so no proposal density enters the ratio. Needs nothing of the target but its density. Its
+acceptance falls with the dimension L and with how sharp the posterior is: epsilon = 0.01 takes about a quarter of the
+proposals at L = 16.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pyro_avse.inference.metropolis import accept_or_reject
+from pyro_avse.typing import Codes, Info, State, Target
+
+
+@dataclass(frozen=True)
+class RandomWalk:
+    """Gaussian random walk with standard deviation `step_size`, the square root of (37)'s epsilon."""
+
+    step_size: float = 0.1
+
+    def init(self, target: Target, z: Tensor) -> State:
+        """The chain at z (chain, ..., frame, latent)."""
+        return State(z, target.log_density(z))
+
+    def step(
+        self, target: Target, state: State, *, rng: torch.Generator
+    ) -> tuple[State, Info]:
+        """One proposal for every chain and frame, accepted each on its own: (37), (38)."""
+        z = random_walk_proposal(state.z, self.step_size, rng=rng)
+        proposal = State(z, target.log_density(z))
+        return accept_or_reject(
+            state, proposal, proposal.log_density - state.log_density, rng=rng
+        )
+
+
+def random_walk_proposal(z: Codes, step_size: float, *, rng: torch.Generator) -> Codes:
+    """z' ~ N(z, step_size^2 I). [Sadeghi2021] (37)"""
+    return z + step_size * torch.randn(z.shape, generator=rng, dtype=z.dtype, device=z.device)

@@ -1,0 +1,98 @@
+"""What the kernels sample: the posterior of z, up to a constant, for all chains, utterances and frames at once.
+
+MeanFieldTarget   r(z_n) of (36): exp of the expected log joint under r(s) r(alpha). For K components with decoders of
+                  their own (VAE-MM, S24) the likelihood is averaged over components as the prior is.
+CollapsedTarget   p(z_n | x_n): s_n and alpha_n both integrated out, exactly. Slides S17, S18
+
+Both are equal to what Pyro makes of `models/noisy_speech.py`; the tests show it.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.distributions import Independent, Normal
+
+from pyro_avse.distributions import align_components
+from pyro_avse.typing import Codes, MixingWeight, Power, Responsibilities, SpeechPrior
+
+
+@dataclass(frozen=True)
+class MeanFieldTarget:
+    """log r(z_n) = sum_k r_k [log p(z_n|k) + sum_f -log sigma_k - (|m|^2 + nu) / sigma_k] + const. [Sadeghi2021] (36)
+
+    Attributes:
+        second_moment: E|s|^2 = |m|^2 + nu under r(s), in |STFT|^2.
+        responsibilities: r(alpha_n).
+    """
+
+    prior: SpeechPrior
+    lips: Tensor | None
+    second_moment: Power
+    responsibilities: Responsibilities
+    event_dim: int = 1
+
+    def log_density(self, z: Codes) -> Float[Tensor, "*batch frame"]:
+        """(36) for codes (chain, ..., frame, latent)."""
+        return self.gaussian.log_prob(z) + self.log_likelihood(z)
+
+    @cached_property
+    def components(self) -> Independent:
+        """p(z_n | k), batch (component, 1, ..., frame | 1): the 1 is for chains."""
+        return align_components(self.prior.latent_prior(self.lips), self.responsibilities.dim() + 1)
+
+    @cached_property
+    def gaussian(self) -> Independent:
+        """prod_k p(z_n|k)^r_k, normalised: a geometric mixture of Gaussians is one Gaussian.
+
+        Its precision is sum_k r_k / sigma_k, its mean the precision-weighted mean of the components'.
+        """
+        r = self.responsibilities[:, None, ..., None]
+        weight = r / self.components.variance
+        precision = weight.sum(0)
+        mean = (weight * self.components.mean).sum(0) / precision
+        return Independent(Normal(mean, precision.rsqrt(), validate_args=False), 1)
+
+    def log_likelihood(self, z: Codes) -> Float[Tensor, "*batch frame"]:
+        """sum_k r_k sum_f -log sigma_k(z_n) - (|m|^2 + nu) / sigma_k(z_n)."""
+        terms = expected_log_likelihood(self.prior.log_variance(z, self.lips), self.second_moment)
+        if len(terms) == 1:  # one decoder, and the r_k sum to one
+            return terms[0]
+        r = self.responsibilities[:, None]
+        return (r * torch.where(r > 0, terms, 0)).sum(0)
+
+
+def expected_log_likelihood(
+    log_variance: Float[Tensor, "component *batch frame freq"], second_moment: Power
+) -> Float[Tensor, "component *batch frame"]:
+    """E_{r(s)} log N_c(s; 0, sigma) + F log pi = sum_f -log sigma - (|m|^2 + nu) / sigma, as in (36)."""
+    return -(log_variance + second_moment * torch.exp(-log_variance)).sum(-1)
+
+
+@dataclass(frozen=True)
+class CollapsedTarget:
+    """log p(x_n, z_n) = log sum_k pi_k p(z_n|k) N_c(x_n; 0, sigma_k(z_n) + W H): s and alpha integrated out, S17.
+
+    Attributes:
+        power: |x|^2.
+        noise_variance: W H.
+        mixing_weight: pi.
+    """
+
+    prior: SpeechPrior
+    lips: Tensor | None
+    power: Power
+    noise_variance: Power
+    mixing_weight: MixingWeight
+    event_dim: int = 1
+
+    def log_density(self, z: Codes) -> Float[Tensor, "*batch frame"]:
+        """The log joint of x_n and z_n, its constants included, for codes (chain, ..., frame, latent)."""
+        latent = align_components(self.prior.latent_prior(self.lips), z.dim())
+        V = self.prior.log_variance(z, self.lips).exp() + self.noise_variance
+        log_likelihood = -(V.log() + self.power / V).sum(-1) - V.shape[-1] * math.log(math.pi)
+        log_weight = self.mixing_weight.log()[:, None, ..., None]
+        return torch.logsumexp(log_weight + latent.log_prob(z) + log_likelihood, dim=0)

@@ -1,0 +1,43 @@
+"""The Wiener filter that speech's posterior is. [Sadeghi2021] (33)-(35), (45); slides S23
+
+Given z, x = s + b is a sum of two Gaussians. Under the mean-field factorisation r(s) sees z through the average
+*precision* 1/gamma, so gamma is the harmonic mean of the speech variance over draws:
+
+    r(s) = N_c(m, nu),   m = gamma / (gamma + W H) x,   nu = gamma W H / (gamma + W H)
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pyro_avse.typing import Power, Responsibilities, Spectrum
+
+
+def average_speech_variance(
+    log_variance: Float[Tensor, "component draw *utterance frame freq"],
+    responsibilities: Responsibilities,
+) -> Power:
+    """gamma: 1/gamma = sum_k r_k mean_d 1/sigma_k(z_d). [Sadeghi2021] (34)
+
+    With decoders of their own the components are weighted by r (S23); a shared one has component axis 1.
+    """
+    precision = torch.exp(-log_variance).mean(1)
+    if len(precision) > 1:
+        r = responsibilities[..., None]
+        precision = r * torch.where(r > 0, precision, 0)
+    return precision.sum(0).reciprocal()
+
+
+def wiener_posterior(
+    mixture: Spectrum, speech_variance: Power, noise_variance: Power
+) -> tuple[Spectrum, Power]:
+    """Mean m and variance nu of r(s), the normalised (33). [Sadeghi2021] (35)"""
+    gain = speech_variance / (speech_variance + noise_variance)
+    return gain * mixture, gain * noise_variance
+
+
+def averaged_wiener_filter(
+    mixture: Spectrum, speech_variance: Power, noise_variance: Power
+) -> Spectrum:
+    """The speech estimate E_{r(s)} s = gamma / (gamma + W H) x. [Sadeghi2021] (45)"""
+    return wiener_posterior(mixture, speech_variance, noise_variance)[0]

@@ -1,0 +1,78 @@
+"""Speech in noise: the test-time joint of any speech prior with NMF noise. [Sadeghi2021] (31); slides S11, S17
+
+Generative story, for each frame n of each utterance:
+
+    alpha_n ~ Cat(pi)                                      (11)   where the prior has more than one component
+    z_n | alpha_n ~ N(mu_k(v_n), Sigma_k(v_n))             (10), (8)
+    s_n | z_n, alpha_n ~ N_c(0, diag sigma_k(z_n, v_n))    (1), (7), (9)
+    x_n | s_n ~ N_c(s_n, diag (W H)_n)                     (28), x = s + b
+
+or, with s integrated out in closed form, x_n | z_n, alpha_n ~ N_c(0, diag(sigma_k(z_n, v_n) + (W H)_n)).
+
+The prior's networks are frozen here. The fast targets of `inference/target.py` are proved against this program.
+"""
+
+from contextlib import ExitStack
+
+import pyro
+import pyro.poutine as poutine
+import torch
+from pyro.distributions import Categorical, Normal
+from torch import Tensor
+
+from pyro_avse.distributions import ComplexNormal, align_components
+from pyro_avse.models.mixture import select_component
+from pyro_avse.typing import FrameMask, MixingWeight, Power, SpeechPrior, Spectrum
+
+
+def noisy_speech(
+    prior: SpeechPrior,
+    mixture: Spectrum,
+    lips: Tensor | None,
+    noise_variance: Power,
+    *,
+    mixing_weight: MixingWeight | None = None,
+    speech_latent: bool = False,
+    mask: FrameMask | None = None,
+) -> None:
+    """The joint (31) as a Pyro program, x observed at `mixture`.
+
+    Args:
+        prior: any speech prior.
+        mixture: x, (..., frame, freq) complex; one plate for each utterance axis and one for the frames.
+        lips: (..., frame, 67, 67), or None where the prior does not need them.
+        noise_variance: W H, as `nmf_noise_variance` returns it.
+        mixing_weight: pi, (component, ...); default the prior's own.
+        speech_latent: keep s as a sample site; else it is integrated out.
+        mask: (..., frame), False where padding adds nothing to the joint.
+    """
+    frames = mixture.shape[:-1]
+    pi = prior.mixing_weight if mixing_weight is None else mixing_weight
+    pi = pi.reshape(len(pi), *pi.shape[1:], *[1] * (len(frames) + 1 - pi.dim())).movedim(0, -1)
+    latent = align_components(prior.latent_prior(lips), 1 + len(frames))
+
+    with ExitStack() as plates:
+        for dim, size in enumerate(reversed(frames), start=1):
+            name = "frame" if dim == 1 else f"utterance_{dim - 1}"
+            plates.enter_context(pyro.plate(name, size, dim=-dim))
+        if mask is not None:
+            plates.enter_context(poutine.mask(mask=mask))
+
+        if prior.num_components > 1:
+            alpha = pyro.sample("alpha", Categorical(pi), infer={"enumerate": "parallel"})  # (11)
+            mean, scale = (select_component(p, alpha) for p in (latent.mean, latent.stddev))
+        else:
+            alpha, mean, scale = None, latent.mean[0], latent.stddev[0]
+        z = pyro.sample("z", Normal(mean, scale).to_event(1))  # (10)
+
+        log_variance = prior.log_variance(z, lips)
+        if len(log_variance) == 1 or alpha is None:
+            log_variance = log_variance[0]
+        else:
+            log_variance = select_component(log_variance, alpha)
+        if speech_latent:
+            s = pyro.sample("s", ComplexNormal(0, log_variance).to_event(1))  # (9)
+            x = ComplexNormal(s, noise_variance.log())  # (28)
+        else:
+            x = ComplexNormal(0, torch.log(log_variance.exp() + noise_variance))  # S17
+        pyro.sample("x", x.to_event(1), obs=mixture)

@@ -1,0 +1,94 @@
+"""V-VAE: speech inferred from the lips. [Sadeghi2021] (1), (2), (6); slides S13
+
+Generative story, for each frame n:
+
+    z_n ~ N(0, I)                                (2)
+    s_n | z_n ~ N_c(0, diag sigma(z_n))          (1)
+
+as for A-VAE, but the guide is the visual encoder (6), which sees the lips v_n and not the sound: whatever the lips do
+not tell about a frame stays in its posterior's variance. One component; nothing is enumerated.
+"""
+
+import pyro
+import torch
+from jaxtyping import Float
+from pyro.distributions import Independent
+from torch import Tensor, nn
+
+from pyro_avse.distributions import ComplexNormal
+from pyro_avse.models.nets import Decoder, VisualEncoder, standard_normal
+from pyro_avse.typing import Codes, Lips, Power
+
+
+class VVAE(nn.Module):
+    """The video-only VAE: (1) and (2) as `model`, (6) as `guide`; S13.
+
+    Args:
+        num_freqs: F, frequencies of a frame.
+        latent_dim: L.
+        hidden: units of the encoder's last and of the decoder's hidden layer.
+        features: units of the visual encoder's first layer.
+    """
+
+    num_components = 1
+    requires_lips = True
+    mixing_weight: Tensor
+
+    def __init__(
+        self,
+        *,
+        num_freqs: int = 513,
+        latent_dim: int = 32,
+        hidden: int = 128,
+        features: int = 512,
+    ) -> None:
+        super().__init__()
+        self.num_freqs, self.latent_dim = num_freqs, latent_dim
+        self.options = {
+            "num_freqs": num_freqs,
+            "latent_dim": latent_dim,
+            "hidden": hidden,
+            "features": features,
+        }
+        self.visual_encoder = VisualEncoder(features, hidden, latent_dim)
+        self.decoder = Decoder(latent_dim, hidden, num_freqs)
+        self.register_buffer("mixing_weight", torch.ones(1))
+
+    def model(
+        self,
+        power: Float[Tensor, "frame freq"],
+        lips: Lips,
+        *,
+        encoder_power: Tensor | None = None,
+        responsibilities: Tensor | None = None,
+    ) -> None:
+        with pyro.plate("frame", len(power)):
+            z = pyro.sample("z", standard_normal(self.latent_dim, power))  # (2)
+            s = ComplexNormal(0, self.decoder(z)).to_event(1)  # (1)
+            pyro.sample("s", s, obs=power.sqrt())  # N_c(0, .) sees |s| alone
+
+    def guide(
+        self,
+        power: Float[Tensor, "frame freq"],
+        lips: Lips,
+        *,
+        encoder_power: Tensor | None = None,
+        responsibilities: Tensor | None = None,
+    ) -> None:
+        with pyro.plate("frame", len(power)):
+            pyro.sample("z", self.visual_encoder(lips))  # (6)
+
+    def latent_prior(self, lips: Lips) -> Independent:
+        """N(0, I) (2): batch (1, 1), for any frame."""
+        return standard_normal(self.latent_dim, self.mixing_weight).expand((1, 1))
+
+    def encode(self, power: Power, lips: Lips) -> Independent:
+        """q(z_n | v_n) (6): batch (1, ..., frame)."""
+        return self.visual_encoder(lips[None])
+
+    def initial_codes(self, power: Power, lips: Lips) -> Codes:
+        """The visual encoder's mean: the lips carry no acoustic noise."""
+        return self.visual_encoder(lips).mean
+
+    def log_variance(self, z: Codes, lips: Lips) -> Float[Tensor, "1 *batch frame freq"]:
+        return self.decoder(z)[None]

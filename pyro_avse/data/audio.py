@@ -1,0 +1,214 @@
+"""Sound files: any rate and level in, 16 kHz mono with peak 1 inside, the same rate and level out.
+
+`load_audio` (or `audio_from_array`) refuses what cannot be enhanced, `restore` undoes its
+resampling and scaling, and `save_audio` writes a whole file or nothing.
+"""
+
+import io
+import os
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+from jaxtyping import Float, Float32, Shaped
+
+from pyro_avse.typing import InputError
+
+SAMPLE_RATE = 16000
+"""Of every waveform inside the library, in Hz."""
+SHORTEST = 1024 / SAMPLE_RATE
+"""One STFT window, in seconds."""
+SUBTYPES = {"WAV": "FLOAT", "FLAC": "PCM_24"}
+"""What is written where libsndfile's default, 16 bits, would lose something."""
+
+
+@dataclass(frozen=True)
+class Audio:
+    """A waveform as the models want it, and what `restore` needs to give it back."""
+
+    waveform: Float32[np.ndarray, "sample"]
+    """Mono, 16 kHz, max |waveform| = 1."""
+    peak: float
+    """`peak * waveform` is at the original's level."""
+    sample_rate: int
+    """Of the original, in Hz."""
+    num_samples: int
+    """Of the original, at its own rate."""
+    path: Path | None
+    """Where it was read; None for an array."""
+
+
+def load_audio(path: str | os.PathLike[str], *, channel: str | int = "first") -> Audio:
+    """Read one channel of a sound file in any format of libsndfile.
+
+    `channel` is "first", "mean" (of all channels) or an index from 0.
+    Raises InputError, in one line that names the file: missing, a folder, not a sound file, no such
+    channel; empty, silent, NaN or infinite samples, or shorter than one STFT window (0.064 s).
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: name one sound file in it")
+    if not path.exists():
+        raise InputError(f"{path} does not exist: check the path")
+    try:
+        samples, sample_rate = soundfile.read(path, dtype="float64", always_2d=True)
+    except soundfile.LibsndfileError as err:
+        raise InputError(
+            f"{path} cannot be read as sound ({err.error_string}): convert it to .wav or .flac"
+        ) from err
+    except TypeError as err:  # what soundfile says of .raw, which has no header
+        raise InputError(f"{path} does not say its sample rate: convert it to .wav") from err
+    return _normalise(_pick(samples, channel, path), sample_rate, name=str(path), path=path)
+
+
+def audio_from_array(mixture: Shaped[np.ndarray, "..."], sample_rate: int) -> Audio:
+    """The same for one channel of samples in memory, (sample,), floating point or signed integer.
+
+    Raises InputError as `load_audio` does, and for another shape, dtype or a rate that is not
+    positive.
+    """
+    if mixture.ndim != 1:
+        raise InputError(f"mixture has shape {mixture.shape}: give one channel, (sample,)")
+    if mixture.dtype.kind not in "fi":
+        raise InputError(f"mixture is {mixture.dtype}: give floating-point samples")
+    if sample_rate < 1:
+        raise InputError(f"mixture has sample rate {sample_rate}: give it in Hz, such as 16000")
+    return _normalise(mixture.astype(np.float64), int(sample_rate), name="mixture", path=None)
+
+
+def restore(
+    waveform: Float[np.ndarray, "sample"], like: Audio
+) -> Float32[np.ndarray, "original_sample"]:
+    """A 16 kHz waveform brought to the rate, length and level of the recording `like` was made from.
+
+    `waveform` is as long as `like.waveform` and in its unit; the result is (like.num_samples,), mono.
+    Where the two rates' lengths round differently, the last sample or so is dropped or zero.
+    Raises InputError for another length.
+    """
+    if waveform.shape != like.waveform.shape:
+        raise InputError(
+            f"waveform has shape {waveform.shape}, the recording {like.waveform.shape} at 16 kHz:"
+            " restore what was made from it"
+        )
+    resampled = _resample(waveform.astype(np.float64) * like.peak, SAMPLE_RATE, like.sample_rate)
+    missing = max(0, like.num_samples - len(resampled))
+    return np.pad(resampled[: like.num_samples], (0, missing)).astype(np.float32)
+
+
+def save_audio(
+    path: str | os.PathLike[str], waveform: Float[np.ndarray, "sample"], sample_rate: int
+) -> None:
+    """Write a mono file whose format its extension names; an older file is replaced whole or kept.
+
+    .wav holds float32 as it is; .flac 24 bits; the others libsndfile's default. All but .wav clip
+    samples beyond +-1, as their formats have no such values.
+    Raises InputError as `check_writable` does, for samples that are not finite, a rate the format
+    does not know, and a disk that refuses.
+    """
+    path = Path(path)
+    check_writable(path)
+    if not np.isfinite(waveform).all():
+        raise InputError(f"{path} not written: the waveform holds NaN or infinite samples")
+    encoded = io.BytesIO()
+    file_format = _format(path)
+    subtype = SUBTYPES.get(file_format)
+    try:
+        soundfile.write(encoded, waveform, sample_rate, subtype=subtype, format=file_format)
+    except soundfile.LibsndfileError as err:
+        raise InputError(
+            f"{path} cannot hold {sample_rate} Hz mono ({err.error_string}): write .wav or .flac"
+        ) from err
+
+    def write(part: Path) -> None:
+        with part.open("xb") as file:
+            file.write(encoded.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path.resolve())
+
+    _beside(path, write)
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Whether `save_audio` will be able to write there; call it before any work.
+
+    Raises InputError for an extension that names no sound format, a missing folder, one that cannot
+    be written to (tried with an empty file, removed at once), and a path that is a folder.
+    """
+    path = Path(path)
+    _format(path)
+    if not path.resolve().parent.is_dir():
+        raise InputError(f"{path} cannot be written: make the folder {path.parent} first")
+    if path.is_dir():
+        raise InputError(f"{path} cannot be written: it is a folder, name a file in it")
+    _beside(path, lambda part: part.open("xb").close())
+
+
+def _normalise(
+    samples: Float[np.ndarray, "sample"], sample_rate: int, *, name: str, path: Path | None
+) -> Audio:
+    seconds = len(samples) / sample_rate
+    if len(samples) == 0:
+        raise InputError(f"{name} is empty: give at least {SHORTEST} s of sound")
+    if not np.isfinite(samples).all():
+        bad = int(np.argmin(np.isfinite(samples)))
+        raise InputError(
+            f"{name} holds NaN or infinite samples, the first at {bad / sample_rate:.3f} s: mend it"
+        )
+    if not samples.any():
+        raise InputError(f"{name} is silent, all {len(samples)} samples are 0: check the recording")
+    if seconds < SHORTEST:
+        raise InputError(f"{name} lasts {seconds:.4f} s: give at least {SHORTEST} s, one window")
+    # Twice, because a resampled peak is not the original's, and so that no level over- or underflows.
+    first_peak = float(np.abs(samples).max())
+    resampled = _resample(samples / first_peak, sample_rate, SAMPLE_RATE)
+    second_peak = float(np.abs(resampled).max())
+    return Audio(
+        waveform=(resampled / second_peak).astype(np.float32),
+        peak=first_peak * second_peak,
+        sample_rate=sample_rate,
+        num_samples=len(samples),
+        path=path,
+    )
+
+
+def _pick(
+    samples: Float[np.ndarray, "sample channel"], channel: str | int, path: Path
+) -> Float[np.ndarray, "sample"]:
+    num_channels = samples.shape[1]
+    if channel == "mean":
+        return samples.mean(axis=1)
+    index = 0 if channel == "first" else channel
+    if isinstance(index, int) and 0 <= index < num_channels:
+        return samples[:, index]
+    raise InputError(
+        f"{path} has {num_channels} channel(s), not {channel!r}: take 'first', 'mean' or"
+        f" 0 to {num_channels - 1}"
+    )
+
+
+def _resample(samples: Float[np.ndarray, "sample"], old: int, new: int) -> np.ndarray:
+    return samples if old == new else soxr.resample(samples, old, new)
+
+
+def _format(path: Path) -> str:
+    """libsndfile's name of the format that the extension names."""
+    name = path.suffix[1:].upper()
+    if name == "RAW" or name not in soundfile.available_formats():
+        raise InputError(f"{path} names no sound format ({path.suffix!r}): end it in .wav or .flac")
+    return name
+
+
+def _beside(path: Path, use: Callable[[Path], None]) -> None:
+    """Call `use` with an unused name in the folder where `path` leads; leave nothing of that name."""
+    part = path.resolve().parent / f".{secrets.token_hex(8)}.part"
+    try:
+        use(part)
+    except OSError as err:
+        raise InputError(f"{path} cannot be written: {err.strerror}") from err
+    finally:
+        part.unlink(missing_ok=True)

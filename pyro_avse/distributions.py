@@ -1,0 +1,122 @@
+"""The proper complex Gaussian N_c(m, diag sigma) of (1) as a Pyro distribution.
+
+A complex coefficient s with real and imaginary parts independent and of variance sigma/2 each has the density
+
+    N_c(s; m, sigma) = 1 / (pi sigma) exp(-|s - m|^2 / sigma)                     [Sadeghi2021] (1), (28)
+
+For m = 0 it depends on |s|^2 alone, and is an Exponential density of |s|^2 with mean sigma, divided by pi. That is why
+programs over speech may observe the magnitude |s| in place of s: a real tensor is a complex one without imaginary part.
+"""
+
+import math
+from typing import Any
+
+import torch
+from jaxtyping import Float, Shaped
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Tensor
+from torch.distributions import Independent, Normal, biject_to, constraints, transform_to
+from torch.distributions.transforms import identity_transform
+
+
+class _Complex(constraints.Constraint):
+    """Complex numbers, real ones among them; not NaN."""
+
+    def check(self, value: Tensor) -> Tensor:
+        return value == value
+
+
+complex_plane = _Complex()
+
+
+@biject_to.register(_Complex)  # type: ignore[untyped-decorator]
+@transform_to.register(_Complex)  # type: ignore[untyped-decorator]
+def _identity(constraint: _Complex) -> Any:
+    return identity_transform
+
+
+def complex_normal_log_prob(
+    deviation: Shaped[Tensor, "*batch"], log_variance: Float[Tensor, "*batch"]
+) -> Float[Tensor, "*batch"]:
+    """log N_c(m + deviation; m, exp(log_variance)), elementwise: the likelihood (1)."""
+    squared = deviation.real.square()
+    if deviation.is_complex():
+        squared = squared + deviation.imag.square()
+    return -math.log(math.pi) - log_variance - squared * torch.exp(-log_variance)
+
+
+class ComplexNormal(TorchDistribution):  # type: ignore[misc]
+    """Proper complex Gaussian with mean `loc` and variance exp(`log_variance`), elementwise (1).
+
+    Args:
+        loc: mean, complex or real, broadcasting with `log_variance`.
+        log_variance: log E|s - loc|^2, real. `Decoder` returns it as it is.
+
+    `.to_event(1)` makes a frame of F coefficients one event. Sampling is reparametrised:
+    s = loc + sqrt(sigma) eps with eps ~ N_c(0, 1).
+    """
+
+    arg_constraints = {"loc": complex_plane, "log_variance": constraints.real}  # noqa: RUF012
+    support = complex_plane
+    has_rsample = True
+
+    def __init__(
+        self,
+        loc: Tensor | complex,
+        log_variance: Float[Tensor, "*batch"],
+        *,
+        validate_args: bool | None = None,
+    ) -> None:
+        if not isinstance(loc, Tensor):
+            loc = log_variance.new_tensor(loc) if isinstance(loc, int | float) else torch.tensor(loc)
+        self.loc, self.log_variance = torch.broadcast_tensors(loc, log_variance)
+        super().__init__(self.log_variance.shape, validate_args=validate_args)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "ComplexNormal":
+        new = self._get_checked_instance(ComplexNormal, _instance)
+        new.loc = self.loc.expand(batch_shape)
+        new.log_variance = self.log_variance.expand(batch_shape)
+        super(ComplexNormal, new).__init__(torch.Size(batch_shape), validate_args=False)
+        new._validate_args = self._validate_args
+        return new
+
+    @property
+    def mean(self) -> Tensor:
+        """E s = loc."""
+        return self.loc
+
+    @property
+    def variance(self) -> Tensor:
+        """E |s - loc|^2, real."""
+        return self.log_variance.exp()
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """Complex draws of shape sample_shape + batch_shape."""
+        shape = self._extended_shape(torch.Size(sample_shape))
+        eps = torch.randn(
+            shape, dtype=self.log_variance.dtype.to_complex(), device=self.log_variance.device
+        )  # E|eps|^2 = 1
+        return self.loc + torch.exp(0.5 * self.log_variance) * eps
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """log N_c(value; loc, sigma); a real `value` counts as complex without imaginary part."""
+        if self._validate_args:
+            self._validate_sample(value)
+        return complex_normal_log_prob(value - self.loc, self.log_variance)
+
+    def entropy(self) -> Tensor:
+        """-E log N_c = 1 + log pi + log sigma."""
+        return 1 + math.log(math.pi) + self.log_variance
+
+
+def align_components(normal: Independent, batch_dims: int) -> Independent:
+    """A (component, ..., frame) batch of Gaussians with axes of length 1 put after the component axis.
+
+    The result has `batch_dims` batch axes, so that it broadcasts against codes (chain, ..., frame, latent).
+    """
+
+    def align(parameter: Tensor) -> Tensor:
+        missing = batch_dims + 1 - parameter.dim()
+        return parameter.reshape(len(parameter), *[1] * missing, *parameter.shape[1:])
+
+    return Independent(Normal(align(normal.mean), align(normal.stddev), validate_args=False), 1)

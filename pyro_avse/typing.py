@@ -1,0 +1,188 @@
+"""The contracts: read this file first.
+
+A *speech prior* is a mixture of K components, each a triple (latent prior, decoder, encoder); components may share any
+of the three. Every model of the papers is one. A *target* is an unnormalised density over the latent codes z, a *kernel*
+is a Markov transition that leaves it invariant, and a *scheme* (VEM, ...) alternates such an E-step with updates of the
+noise model.
+
+Shapes. Time runs down, and the component axis comes first of all:
+
+    power, variances        (..., frame, freq)           lips   (..., frame, 67, 67)
+    W (..., rank, freq)     H (..., frame, rank)         z      (chain, ..., frame, latent)
+    log_variance            (component | 1, chain, ..., frame, freq)
+    responsibilities        (component, ..., frame)      draws  (chain, draw, ..., frame, latent)
+
+`...` are utterances: any number of leading axes, padded, with a frame mask. Component 0 is audio (the paper's
+alpha_n = 1), component 1 visual or audio-visual, so `responsibilities[0]` is the paper's pi_n.
+
+Units. `power` and all variances are |STFT|^2 of a waveform whose peak is 1; decoders return log-variance.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Bool, Complex, Float, Shaped
+from torch import Tensor
+from torch.distributions import Independent
+
+Power = Float[Tensor, "*utterance frame freq"]
+"""|STFT|^2, or a variance in that unit."""
+Spectrum = Complex[Tensor, "*utterance frame freq"]
+"""STFT coefficients."""
+Lips = Shaped[Tensor, "*utterance frame 67 67"]
+"""Grey mouth regions: uint8 in 0..255, or floating point in [0, 1]."""
+Codes = Float[Tensor, "*batch frame latent"]
+"""Latent codes z."""
+Responsibilities = Float[Tensor, "component *utterance frame"]
+"""r(alpha_n): sums to one over components."""
+MixingWeight = Float[Tensor, "component *utterance"]
+"""pi as a distribution over components; the paper's scalar pi is `mixing_weight[0]`."""
+FrameMask = Bool[Tensor, "*utterance frame"]
+"""True where a frame is sound, False where it is padding."""
+
+
+class InputError(ValueError):
+    """Something the caller passed in cannot be used: one line with what was found and what to do.
+
+    The command line prints it without a traceback; a bare ValueError from the library is a bug.
+    """
+
+
+class SpeechPrior(Protocol):
+    """A probabilistic program of clean speech: what `models/` implements (as an nn.Module).
+
+    `model` and `guide` are the pair that SVI trains; `latent_prior`, `encode` and `log_variance` are the triple
+    (p(z|k), q(z|k), sigma_k) that the test-time algorithms see.
+    """
+
+    num_components: int
+    latent_dim: int
+    num_freqs: int
+    requires_lips: bool
+    """Whether enhancing without lips is refused."""
+    mixing_weight: Tensor
+    """pi learned in training, (component,)."""
+
+    def model(
+        self,
+        power: Float[Tensor, "frame freq"],
+        lips: Tensor | None = None,
+        *,
+        encoder_power: Tensor | None = None,
+        responsibilities: Tensor | None = None,
+    ) -> None:
+        """The generative story, as a Pyro program with one plate "frame"."""
+
+    def guide(
+        self,
+        power: Float[Tensor, "frame freq"],
+        lips: Tensor | None = None,
+        *,
+        encoder_power: Tensor | None = None,
+        responsibilities: Tensor | None = None,
+    ) -> None:
+        """q(z|alpha) r(alpha), alpha enumerated in parallel.
+
+        `encoder_power` is what the audio encoder sees (default `power`); `responsibilities` (component, frame) holds
+        r(alpha_n) at a table, else it is the closed form (22).
+        """
+
+    def latent_prior(self, lips: Tensor | None) -> Independent:
+        """p(z_n | alpha_n = k, v_n): batch (component, ..., frame) or broadcasting to it, event (latent,)."""
+
+    def encode(self, power: Power, lips: Tensor | None) -> Independent:
+        """q(z_n | s_n, v_n, alpha_n = k): component k's encoder; the same batch and event."""
+
+    def initial_codes(self, power: Power, lips: Tensor | None) -> Codes:
+        """Where a chain starts: the mean of the encoder that hears or sees best at test time, (..., frame, latent)."""
+
+    def log_variance(
+        self, z: Codes, lips: Tensor | None
+    ) -> Float[Tensor, "component *batch frame freq"]:
+        """log sigma_k(z, v); the leading axis has length 1 where all components share one decoder."""
+
+
+class Target(Protocol):
+    """An unnormalised log density over z, evaluated for all chains, utterances and frames at once.
+
+    `event_dim` 1: frames are independent, so a kernel accepts per frame; 2: the utterance is one event.
+    """
+
+    event_dim: int
+
+    def log_density(self, z: Codes) -> Float[Tensor, "*batch frame"]:
+        """log of the unnormalised density of every frame's code."""
+
+
+@dataclass(frozen=True)
+class State:
+    """The least that the next step needs."""
+
+    z: Tensor
+    """The codes, (chain, ..., frame, latent)."""
+    log_density: Tensor
+    """The target's log density at z, (chain, ..., frame)."""
+
+
+@dataclass(frozen=True)
+class Info:
+    """Diagnostics of one step; nothing depends on them."""
+
+    accepted: Tensor
+    """Whether each frame's proposal was accepted, (chain, ..., frame), bool."""
+
+
+class Kernel(Protocol):
+    """One Markov transition; a frozen dataclass whose fields are its tuning constants."""
+
+    def init(self, target: Target, z: Tensor) -> State: ...
+
+    def step(
+        self, target: Target, state: State, *, rng: torch.Generator
+    ) -> tuple[State, Info]: ...
+
+
+@dataclass(frozen=True)
+class Chains:
+    """What `run_chains` drew."""
+
+    draws: Float[Tensor, "chain draw *utterance frame latent"]
+    log_density: Float[Tensor, "chain draw *utterance frame"]
+    acceptance_rate: Float[Tensor, "chain *utterance frame"]
+    """Mean over all steps, warm-up included where there is no adaptation."""
+    state: State
+    """Where the chains stand: pass `state.z` on to continue them."""
+
+
+@dataclass(frozen=True)
+class Separation:
+    """What a scheme returns: speech and noise of a mixture, and how it got there."""
+
+    speech: Spectrum
+    responsibilities: Responsibilities
+    mixing_weight: MixingWeight
+    dictionary: Float[Tensor, "*utterance rank freq"]
+    """W of (28)."""
+    activations: Float[Tensor, "*utterance frame rank"]
+    """H of (28)."""
+    objective: Float[Tensor, "iteration *utterance"]
+    """The scheme's own objective after every iteration; its docstring says which."""
+    chains: Chains
+
+
+class Scheme(Protocol):
+    """An inference algorithm for x = s + b under any speech prior; a frozen dataclass of its settings."""
+
+    def __call__(
+        self,
+        prior: SpeechPrior,
+        mixture: Spectrum,
+        lips: Tensor | None = None,
+        *,
+        mask: FrameMask | None = None,
+        seed: int = 0,
+    ) -> Separation: ...
+
+
+JSON = dict[str, Any]
