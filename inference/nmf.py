@@ -30,7 +30,7 @@ def is_nmf_cost(
     return _keep(V / WH + WH.log(), mask).sum((-2, -1))
 
 
-def is_nmf_update_H(V: Power, W: Dictionary, H: Activations, *, exponent: float = 1.0) -> Activations:
+def is_nmf_update_H(V: Power, W: Dictionary, H: Activations, *, exponent: float) -> Activations:
     """H <- H * [W^T (V (W H)^-2) / W^T (W H)^-1]^exponent. [Sadeghi2021] (42)"""
     WH = nmf_noise_variance(W, H)
     up = (V / WH.square()) @ W.mT
@@ -43,7 +43,7 @@ def is_nmf_update_W(
     W: Dictionary,
     H: Activations,
     *,
-    exponent: float = 1.0,
+    exponent: float,
     mask: FrameMask | None = None,
 ) -> Dictionary:
     """W <- W * [(V (W H)^-2) H^T / (W H)^-1 H^T]^exponent, over the frames that `mask` keeps. [Sadeghi2021] (43)"""

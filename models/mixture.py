@@ -22,9 +22,10 @@ from pyro_avse.typing import FrameMask, MixingWeight, Power, Responsibilities, S
 
 
 def gaussian_kl(q: Independent, p: Independent) -> Float[Tensor, "*batch"]:
-    """KL(q || p) of two diagonal Gaussians, in nats. [Sadeghi2021] (29)
+    """KL(q || p) of two diagonal Gaussians, in nats. [Sadeghi2021] (29), (30)
 
-    1/2 sum_l (log s2/s1 - 1 + s1/s2 + (m2 - m1)^2 / s2), s the variances.
+    1/2 sum_l (log s2/s1 - 1 + s1/s2 + (m2 - m1)^2 / s2), s the variances. (30) is the case of an isotropic p; the sign
+    printed there before the trace term must be +.
     """
     m1, s1, m2, s2 = q.mean, q.variance, p.mean, p.variance
     return 0.5 * (torch.log(s2 / s1) - 1 + s1 / s2 + (m2 - m1).square() / s2).sum(-1)

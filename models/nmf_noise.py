@@ -39,9 +39,14 @@ def nmf_noise(
 def initial_factors(
     power: Power, rank: int, *, rng: torch.Generator
 ) -> tuple[Float[Tensor, "*utterance rank freq"], Float[Tensor, "*utterance frame rank"]]:
-    """W and H uniform on [0, 1], as the papers start them, W's spectra scaled to sum to 1."""
+    """W and H uniform at random, W's spectra summing to 1, W H on average as loud as the mixture.
+
+    The papers draw both from [0, 1], which is that only for recordings of one level. From a start far too quiet the
+    noise model never grows: the first E-step has by then explained the mixture as speech.
+    """
     *utterances, frames, freqs = power.shape
     like = {"dtype": power.dtype, "device": power.device, "generator": rng}
     W = torch.rand(*utterances, rank, freqs, **like)  # type: ignore[arg-type]
     H = torch.rand(*utterances, frames, rank, **like)  # type: ignore[arg-type]
-    return W / W.sum(-1, keepdim=True), H
+    W = W / W.sum(-1, keepdim=True)
+    return W, H * (power.mean((-2, -1), keepdim=True) * freqs / (0.5 * rank))

@@ -4,6 +4,7 @@
 resampling and scaling, and `save_audio` writes a whole file or nothing.
 """
 
+import contextlib
 import io
 import os
 import secrets
@@ -50,9 +51,9 @@ def load_audio(path: str | os.PathLike[str], *, channel: str | int = "first") ->
     channel; empty, silent, NaN or infinite samples, or shorter than one STFT window (0.064 s).
     """
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         raise InputError(f"{path} is a folder: name one sound file in it")
-    if not path.exists():
+    if not os.path.exists(path):
         raise InputError(f"{path} does not exist: check the path")
     try:
         samples, sample_rate = soundfile.read(path, dtype="float64", always_2d=True)
@@ -83,9 +84,9 @@ def audio_from_array(mixture: Shaped[np.ndarray, "..."], sample_rate: int) -> Au
 def restore(
     waveform: Float[np.ndarray, "sample"], like: Audio
 ) -> Float32[np.ndarray, "original_sample"]:
-    """A 16 kHz waveform brought to the rate, length and level of the recording `like` was made from.
+    """A 16 kHz waveform at the rate, length and level of the recording that `like` was made from.
 
-    `waveform` is as long as `like.waveform` and in its unit; the result is (like.num_samples,), mono.
+    `waveform` is as long as `like.waveform` and in its unit; the result is (like.num_samples,).
     Where the two rates' lengths round differently, the last sample or so is dropped or zero.
     Raises InputError for another length.
     """
@@ -128,7 +129,7 @@ def save_audio(
             file.write(encoded.getbuffer())
             file.flush()
             os.fsync(file.fileno())
-        part.replace(path.resolve())
+        part.replace(os.path.realpath(path))
 
     _beside(path, write)
 
@@ -141,11 +142,17 @@ def check_writable(path: str | os.PathLike[str]) -> None:
     """
     path = Path(path)
     _format(path)
-    if not path.resolve().parent.is_dir():
+    if not os.path.isdir(os.path.dirname(os.path.realpath(path))):
         raise InputError(f"{path} cannot be written: make the folder {path.parent} first")
-    if path.is_dir():
+    if os.path.isdir(path):
         raise InputError(f"{path} cannot be written: it is a folder, name a file in it")
-    _beside(path, lambda part: part.open("xb").close())
+
+    def probe(part: Path) -> None:
+        part.open("xb").close()
+        with contextlib.suppress(FileNotFoundError):
+            os.lstat(path)  # refuses a name too long for the file system
+
+    _beside(path, probe)
 
 
 def _normalise(
@@ -163,10 +170,12 @@ def _normalise(
         raise InputError(f"{name} is silent, all {len(samples)} samples are 0: check the recording")
     if seconds < SHORTEST:
         raise InputError(f"{name} lasts {seconds:.4f} s: give at least {SHORTEST} s, one window")
-    # Twice, because a resampled peak is not the original's, and so that no level over- or underflows.
+    # Twice: a resampled peak is not the original's, and so no level over- or underflows.
     first_peak = float(np.abs(samples).max())
     resampled = _resample(samples / first_peak, sample_rate, SAMPLE_RATE)
     second_peak = float(np.abs(resampled).max())
+    if second_peak < 1e-4:
+        raise InputError(f"{name} holds nothing under 8 kHz, where speech is: check the recording")
     return Audio(
         waveform=(resampled / second_peak).astype(np.float32),
         peak=first_peak * second_peak,
@@ -183,6 +192,8 @@ def _pick(
     if channel == "mean":
         return samples.mean(axis=1)
     index = 0 if channel == "first" else channel
+    if isinstance(index, str) and index.isdecimal():
+        index = int(index)
     if isinstance(index, int) and 0 <= index < num_channels:
         return samples[:, index]
     raise InputError(
@@ -204,11 +215,12 @@ def _format(path: Path) -> str:
 
 
 def _beside(path: Path, use: Callable[[Path], None]) -> None:
-    """Call `use` with an unused name in the folder where `path` leads; leave nothing of that name."""
-    part = path.resolve().parent / f".{secrets.token_hex(8)}.part"
+    """Call `use` with an unused name in the folder where `path` leads; leave nothing so named."""
+    part = Path(os.path.realpath(path)).with_name(f".{secrets.token_hex(8)}.part")
     try:
-        use(part)
+        try:
+            use(part)
+        finally:
+            part.unlink(missing_ok=True)
     except OSError as err:
         raise InputError(f"{path} cannot be written: {err.strerror}") from err
-    finally:
-        part.unlink(missing_ok=True)

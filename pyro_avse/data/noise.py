@@ -38,7 +38,7 @@ def pink_noise(num_samples: int, rng: np.random.Generator) -> Float32[np.ndarray
 
 
 def babble(
-    clips: Sequence[Waveform], num_samples: int, rng: np.random.Generator
+    clips: Sequence[Float[np.ndarray, "_"]], num_samples: int, rng: np.random.Generator
 ) -> Float32[np.ndarray, "sample"]:
     """Several speakers at once, as one noise with an RMS of 1.
 
@@ -57,7 +57,7 @@ def babble(
 
 
 def take_noise(
-    recording: Waveform, num_samples: int, rng: np.random.Generator
+    recording: Float[np.ndarray, "recorded"], num_samples: int, rng: np.random.Generator
 ) -> tuple[Waveform, int]:
     """A random stretch of a recording, and the sample at which it starts.
 

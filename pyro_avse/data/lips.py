@@ -1,0 +1,119 @@
+"""Lip frames: read from a file, checked, and held onto the frames of the sound.
+
+A frame is a grey 67 x 67 picture of the mouth, upright: (frame, row, column), uint8 in 0..255 or
+float32 in [0, 1].
+"""
+
+import os
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, Shaped
+
+from pyro_avse.typing import InputError
+
+SIDE = 67
+"""Rows, and columns, of a picture."""
+PAPER_FPS = 30.0
+"""Frame rate of the papers' column-major files, which do not say one."""
+TOLERANCE = 0.25
+"""Seconds by which sound and video may differ in length."""
+
+
+@dataclass(frozen=True)
+class Lips:
+    """A video of the mouth; frame k covers the seconds k/fps to (k+1)/fps."""
+
+    frames: Shaped[np.ndarray, "frame 67 67"]
+    """uint8 in 0..255, or float32 in [0, 1]."""
+    fps: float
+    """Frames a second."""
+
+
+def load_lips(path: str | os.PathLike[str], *, fps: float | None = None) -> Lips:
+    """Read lip frames from .npz or .npy; `fps` overrides what the file says.
+
+    .npz: keys `lips` (frame, 67, 67) and `fps`. .npy: (frame, 67, 67), where `fps` must be given,
+    or the papers' (4489, frame), each column a picture flattened column by column, at 30 fps.
+    Raises InputError, in one line that names the file: missing or not such a file, a key or the
+    frame rate missing, another shape, no frames, grey levels that are neither 0..255 in an integer
+    type nor [0, 1] in floating point, a frame rate that is not positive and finite.
+    """
+    path = Path(path)
+    if not os.path.isfile(path):
+        raise InputError(f"{path} is no file: name a .npz or .npy of lip frames")
+    arrays = _read(path)
+    if "lips" not in arrays:
+        raise InputError(f"{path} has keys {sorted(arrays)}, not 'lips': name the frames 'lips'")
+    frames = arrays["lips"]
+    if frames.ndim == 2 and frames.shape[0] == SIDE * SIDE:
+        frames = frames.T.reshape(-1, SIDE, SIDE).swapaxes(1, 2)
+        arrays.setdefault("fps", np.array(PAPER_FPS))
+    rate = arrays.get("fps") if fps is None else np.array(fps)
+    if rate is None:
+        raise InputError(f"{path} does not say its frame rate: give --fps")
+    if rate.size != 1 or rate.dtype.kind not in "fiu" or not 0 < rate.item() < np.inf:
+        raise InputError(f"{path}: fps is {rate.tolist()}: give one positive number, such as 25")
+    return Lips(_checked(frames, path), float(rate.item()))
+
+
+def lips_on_grid(
+    lips: Lips, times: Float[np.ndarray, "frame"], duration: float
+) -> Shaped[np.ndarray, "frame 67 67"]:
+    """The picture that shows at each of `times` (seconds): one for every frame of the sound.
+
+    A zero-order hold: no blending, and the dtype stays. Where the video ends up to 0.25 s before
+    `duration` (of the sound, in seconds) its last picture is held; up to 0.25 s after is dropped.
+    Raises InputError for a larger difference.
+    """
+    n, seconds = len(lips.frames), len(lips.frames) / lips.fps
+    if abs(seconds - duration) > TOLERANCE + 1e-9:
+        raise InputError(
+            f"lips has {n} frames at {lips.fps:g} fps ({seconds:.2f} s), the sound lasts"
+            f" {duration:.2f} s: give --fps or trim"
+        )
+    # A time on the border of two pictures, k/fps, may fall short of it by rounding.
+    shown = np.floor(times * lips.fps + 1e-6).astype(np.int64)
+    return lips.frames[np.clip(shown, 0, n - 1)]
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    """The file's arrays by key; those of a .npy under 'lips'."""
+    try:
+        with path.open("rb") as file:  # np.load would leave a broken archive open
+            loaded = np.load(file, allow_pickle=False)
+            return {"lips": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
+    except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as err:
+        reason = str(err).splitlines()[0] if str(err) else type(err).__name__
+        raise InputError(
+            f"{path} cannot be read as .npz or .npy ({reason}): save the lips with numpy.savez"
+        ) from err
+
+
+def _checked(frames: np.ndarray, path: Path) -> Shaped[np.ndarray, "frame 67 67"]:
+    """Contiguous uint8 or float32 frames in range, or InputError."""
+    if frames.ndim != 3 or frames.shape[1:] != (SIDE, SIDE):
+        raise InputError(
+            f"{path}: lips has shape {frames.shape}: give (frame, 67, 67), or (4489, frame) with"
+            " each column a picture flattened column by column"
+        )
+    if len(frames) == 0:
+        raise InputError(f"{path}: lips has no frames: give at least one")
+    if frames.dtype.kind not in "fiu":
+        raise InputError(f"{path}: lips is {frames.dtype}: give uint8, or floating point in [0, 1]")
+    low, high = frames.min(), frames.max()
+    if frames.dtype.kind == "f":
+        if not (low >= 0 and high <= 1):  # also false for NaN
+            raise InputError(
+                f"{path}: floating-point lips reach from {low:g} to {high:g}, not within [0, 1]:"
+                " divide grey levels by 255"
+            )
+        return np.ascontiguousarray(frames, dtype=np.float32)
+    if low < 0 or high > 255:
+        raise InputError(
+            f"{path}: integer lips reach from {low} to {high}, not within 0..255: rescale them"
+        )
+    return np.ascontiguousarray(frames, dtype=np.uint8)
