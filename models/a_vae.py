@@ -29,6 +29,7 @@ class AVAE(nn.Module):
     """
 
     num_components = 1
+    uses_lips = False
     requires_lips = False
     mixing_weight: Tensor
 

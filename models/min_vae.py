@@ -37,6 +37,7 @@ class MINVAEv2(nn.Module):
     """
 
     num_components = 2
+    uses_lips = True
     requires_lips = False
     mixing_weight: Tensor
 

@@ -31,6 +31,27 @@ def gaussian_kl(q: Independent, p: Independent) -> Float[Tensor, "*batch"]:
     return 0.5 * (torch.log(s2 / s1) - 1 + s1 / s2 + (m2 - m1).square() / s2).sum(-1)
 
 
+def component_elbo_terms(
+    prior: SpeechPrior,
+    power: Power,
+    lips: Tensor | None,
+    *,
+    encoder_power: Tensor | None = None,
+) -> tuple[
+    Float[Tensor, "component *utterance frame"], Float[Tensor, "component *utterance frame"]
+]:
+    """KL(q_k || p_k) and, by one draw z_n^k ~ q_k, E_{q_k} log p(s_n | z_n): the parts of (5) and (20).
+
+    Differentiable through the draw, z = mu + sqrt(sigma) eps (S9).
+    """
+    q = prior.encode(power if encoder_power is None else encoder_power, lips)
+    kl = gaussian_kl(q, align_components(prior.latent_prior(lips), len(q.batch_shape)))
+    z = q.rsample()  # (component, ..., frame, latent): a chain for each component
+    decoded = prior.log_variance(z, lips)  # (component | 1, component, ..., frame, freq)
+    own = decoded[0] if len(decoded) == 1 else torch.diagonal(decoded).movedim(-1, 0)
+    return kl, complex_normal_log_prob(power.sqrt(), own).sum(-1)
+
+
 def component_negative_elbo(
     prior: SpeechPrior,
     power: Power,
@@ -38,16 +59,12 @@ def component_negative_elbo(
     *,
     encoder_power: Tensor | None = None,
 ) -> Float[Tensor, "component *utterance frame"]:
-    """J_n(alpha_n) of (20), the expectation by one draw a component: (21).
+    """J_n(alpha_n) of (20), the expectation by one draw a component: (21); minus the ELBO (5) where K = 1.
 
-    J_k = KL(q_k || p_k) - log p(s_n | z_n^k), z_n^k ~ q_k. Differentiable through the draw.
+    J_k = KL(q_k || p_k) - log p(s_n | z_n^k), z_n^k ~ q_k.
     """
-    q = prior.encode(power if encoder_power is None else encoder_power, lips)
-    kl = gaussian_kl(q, align_components(prior.latent_prior(lips), len(q.batch_shape)))
-    z = q.rsample()  # (component, ..., frame, latent): a chain for each component
-    decoded = prior.log_variance(z, lips)  # (component | 1, component, ..., frame, freq)
-    own = decoded[0] if len(decoded) == 1 else torch.diagonal(decoded).movedim(-1, 0)
-    return kl - complex_normal_log_prob(power.sqrt(), own).sum(-1)
+    kl, log_likelihood = component_elbo_terms(prior, power, lips, encoder_power=encoder_power)
+    return kl - log_likelihood
 
 
 def update_responsibilities(

@@ -31,6 +31,7 @@ class VVAE(nn.Module):
     """
 
     num_components = 1
+    uses_lips = True
     requires_lips = True
     mixing_weight: Tensor
 

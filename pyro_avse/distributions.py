@@ -68,7 +68,8 @@ class ComplexNormal(TorchDistribution):  # type: ignore[misc]
         validate_args: bool | None = None,
     ) -> None:
         if not isinstance(loc, Tensor):
-            loc = log_variance.new_tensor(loc) if isinstance(loc, int | float) else torch.tensor(loc)
+            dtype = log_variance.dtype.to_complex() if isinstance(loc, complex) else log_variance.dtype
+            loc = torch.tensor(loc, dtype=dtype, device=log_variance.device)
         self.loc, self.log_variance = torch.broadcast_tensors(loc, log_variance)
         super().__init__(self.log_variance.shape, validate_args=validate_args)
 

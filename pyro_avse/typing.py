@@ -59,6 +59,8 @@ class SpeechPrior(Protocol):
     num_components: int
     latent_dim: int
     num_freqs: int
+    uses_lips: bool
+    """Whether training needs lips."""
     requires_lips: bool
     """Whether enhancing without lips is refused."""
     mixing_weight: Tensor

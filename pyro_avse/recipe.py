@@ -1,0 +1,134 @@
+"""Training recipes: a TOML file that says what is trained, on what, and how. Unknown keys are refused.
+
+    model = "min_vae_v2"            # a name of pyro_avse.models.MODELS
+    [options]                       # of the model's constructor
+    [initialise]                    # networks copied from trained weights
+    decoder = "a_vae"
+    [training]
+    epochs = 30
+"""
+
+import difflib
+import tomllib
+from dataclasses import dataclass, field, fields
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from pyro_avse.typing import JSON, InputError
+
+
+@dataclass(frozen=True)
+class Data:
+    """What the frames are made of."""
+
+    noise_floor_db: float = 40.0
+    """Pink noise this many dB under each clip's peak; 0 adds none."""
+    level_range_db: float = 0.0
+    """Every frame of a minibatch is made quieter by up to this many dB, uniformly at random: at test time speech lies
+    under the peak of the mixture."""
+    hop: int = 533
+    """Samples from one STFT frame to the next; the window has 1024."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """How SVI runs."""
+
+    epochs: int = 100
+    batch_size: int = 128
+    learning_rate: float = 1e-4
+    schedule: Literal["constant", "cosine"] = "constant"
+    """`cosine` lowers the learning rate to 2 % over all epochs."""
+    responsibilities: Literal["step", "epoch"] = "step"
+    """r(alpha_n): from each step's own draws, or a table refreshed after each epoch (the paper)."""
+    patience: int = 20
+    """Stop after this many epochs without a better validation ELBO; the best epoch's weights are kept."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A training run; `train` takes one."""
+
+    model: str
+    seed: int = 0
+    half_precision: bool = False
+    """Store the final weights as float16."""
+    options: JSON = field(default_factory=dict)
+    initialise: dict[str, str] = field(default_factory=dict)
+    """Network (a submodule's name) -> weights (a bundled name or a file) to start it from."""
+    data: Data = field(default_factory=Data)
+    training: Training = field(default_factory=Training)
+
+
+def load_recipe(name: str | Path) -> Recipe:
+    """A recipe from a file, or a bundled one by its name ("default/a_vae").
+
+    Raises:
+        InputError: no such recipe; not TOML; an unknown key, or a value of the wrong kind.
+    """
+    path = Path(name)
+    if not path.is_file():
+        bundled = files("pyro_avse") / "recipes" / f"{name}.toml"
+        if not bundled.is_file():
+            raise InputError(f"no recipe {str(name)!r}: give a file or one of {', '.join(recipes())}")
+        path = Path(str(bundled))
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not TOML: {error}") from None
+    return parse_recipe(content, source=str(path))
+
+
+def recipes() -> list[str]:
+    """Names of the bundled recipes."""
+    root = Path(str(files("pyro_avse") / "recipes"))
+    return sorted(str(p.relative_to(root).with_suffix("")) for p in root.rglob("*.toml"))
+
+
+def parse_recipe(content: JSON, *, source: str) -> Recipe:
+    """A recipe from TOML's tables; `source` names them in refusals."""
+    from pyro_avse.models import MODELS  # loads torch: not needed to list recipes
+
+    recipe = _parse(Recipe, content, source)
+    if recipe.model not in MODELS:
+        raise InputError(f"{source}: unknown model {recipe.model!r}{_closest(recipe.model, MODELS)}")
+    return recipe
+
+
+def _parse(cls: type, content: JSON, where: str) -> Any:
+    known = {f.name: f for f in fields(cls)}
+    values = {}
+    for key, value in content.items():
+        if key not in known:
+            raise InputError(f"{where}: unknown key {key!r}{_closest(key, known)}")
+        kind = known[key].type
+        if kind in (Data, Training):
+            if not isinstance(value, dict):
+                raise InputError(f"{where}: {key} is a table: write [{key}]")
+            values[key] = _parse(kind, value, f"{where} [{key}]")
+        else:
+            values[key] = _checked(value, kind, f"{where}: {key}")
+    if cls is Recipe and "model" not in values:
+        raise InputError(f'{where}: lacks the key "model"')
+    return cls(**values)
+
+
+def _checked(value: Any, kind: Any, where: str) -> Any:
+    if choices := get_args(kind) if getattr(kind, "__origin__", None) is Literal else ():
+        if value not in choices:
+            raise InputError(f"{where} is {value!r}: take one of {', '.join(choices)}")
+        return value
+    plain = getattr(kind, "__origin__", kind)
+    if plain is float and type(value) is int:
+        value = float(value)
+    if type(value) is not plain:
+        raise InputError(f"{where} is {value!r}: expected {plain.__name__}")
+    if plain in (int, float) and value < 0:
+        raise InputError(f"{where} is {value!r}: expected 0 or more")
+    return value
+
+
+def _closest(key: str, known: Any) -> str:
+    match = difflib.get_close_matches(key, known, n=1)
+    return f", did you mean {match[0]!r}?" if match else f": known are {', '.join(known)}"
