@@ -26,15 +26,11 @@ class RandomWalk:
         """The chain at z (chain, ..., frame, latent)."""
         return State(z, target.log_density(z))
 
-    def step(
-        self, target: Target, state: State, *, rng: torch.Generator
-    ) -> tuple[State, Info]:
+    def step(self, target: Target, state: State, *, rng: torch.Generator) -> tuple[State, Info]:
         """One proposal for every chain and frame, accepted each on its own: (37), (38)."""
         z = random_walk_proposal(state.z, self.step_size, rng=rng)
         proposal = State(z, target.log_density(z))
-        return accept_or_reject(
-            state, proposal, proposal.log_density - state.log_density, rng=rng
-        )
+        return accept_or_reject(state, proposal, proposal.log_density - state.log_density, rng=rng)
 
 
 def random_walk_proposal(z: Codes, step_size: float, *, rng: torch.Generator) -> Codes:

@@ -13,8 +13,8 @@ from functools import cached_property
 
 import torch
 from jaxtyping import Float
+from pyro.distributions import Independent, Normal
 from torch import Tensor
-from torch.distributions import Independent, Normal
 
 from pyro_avse.distributions import align_components
 from pyro_avse.typing import Codes, MixingWeight, Power, Responsibilities, SpeechPrior

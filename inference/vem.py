@@ -37,8 +37,8 @@ from pyro_avse.typing import (
     Power,
     Responsibilities,
     Separation,
-    SpeechPrior,
     Spectrum,
+    SpeechPrior,
 )
 
 
@@ -85,8 +85,12 @@ class VEM:
         power = x.real.square() + x.imag.square()
         rng = torch.Generator(device=x.device).manual_seed(seed)
 
-        W, H = initial_factors(power, self.rank, rng=rng)
         K, utterances, frames = prior.num_components, power.shape[:-2], power.shape[-2]
+        heard = power
+        if mask is not None:  # as loud on average as the sound frames are: padding sets no level
+            share = mask.sum(-1)[..., None, None] / frames
+            heard = torch.where(mask[..., None], power, 0) / share
+        W, H = initial_factors(heard, self.rank, rng=rng)
         r = power.new_full((K, *utterances, frames), 1 / K)
         pi = r.mean(-1)
         m, nu = x, torch.zeros_like(power)
@@ -142,8 +146,8 @@ def latent_responsibilities(
 ) -> Responsibilities:
     """r(alpha_n = k) = softmax_k(log pi_k + E_{r(s) r(z)} log p(s, z | k)). [Sadeghi2021] (39), (40); S25
 
-    `z` (draw, ..., frame, latent) are draws of r(z), `log_variance` what the decoders make of them. Gaussian normalisers
-    are included; decoders enter only where the components have their own.
+    `z` (draw, ..., frame, latent) are draws of r(z), `log_variance` what the decoders make of them. Gaussian
+    normalisers are included; decoders enter only where the components have their own.
     """
     log_joint = align_components(prior.latent_prior(lips), z.dim()).log_prob(z)
     if len(log_variance) > 1:

@@ -23,7 +23,7 @@ from pyro_avse.models.mixture import (
     update_responsibilities,
 )
 from pyro_avse.models.nets import AudioEncoder, Decoder, IsotropicPrior, VisualEncoder
-from pyro_avse.typing import Codes, Lips, Power
+from pyro_avse.typing import Codes, Power
 
 
 class MINVAEv2(nn.Module):
@@ -67,7 +67,7 @@ class MINVAEv2(nn.Module):
     def model(
         self,
         power: Float[Tensor, "frame freq"],
-        lips: Lips,
+        lips: Tensor | None = None,
         *,
         encoder_power: Tensor | None = None,
         responsibilities: Tensor | None = None,
@@ -83,7 +83,7 @@ class MINVAEv2(nn.Module):
     def guide(
         self,
         power: Float[Tensor, "frame freq"],
-        lips: Lips,
+        lips: Tensor | None = None,
         *,
         encoder_power: Tensor | None = None,
         responsibilities: Tensor | None = None,
@@ -106,7 +106,7 @@ class MINVAEv2(nn.Module):
         scale = torch.stack([a.stddev, v.stddev])[:, None]
         return Normal(mean, scale).to_event(1)
 
-    def encode(self, power: Power, lips: Lips) -> Independent:
+    def encode(self, power: Power, lips: Tensor | None) -> Independent:
         """q(z_n | s_n) and q(z_n | v_n) (13): batch (2, ..., frame)."""
         a, v = self.audio_encoder(power), self.visual_encoder(lips)
         mean = torch.stack([a.mean, v.mean])

@@ -1,7 +1,7 @@
 """The mixture variable alpha_n: closed forms of training. [Sadeghi2021] Sec. III-B, III-C and Appendix A
 
-With q(z|alpha) from component alpha's encoder and r(alpha) free, minus the evidence lower bound (17) of one frame is the
-*free energy* (19)
+With q(z|alpha) from component alpha's encoder and r(alpha) free, minus the evidence lower bound (17) of one frame is
+the *free energy* (19)
 
     F_n = sum_k r_k (log r_k / pi_k + J_k),
     J_k = KL(q_k || p_k) - E_{q_k} log p(s | z)                                                     (20)

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from pyro.distributions import Independent, Normal
 from torch import Tensor, nn
 
-from pyro_avse.typing import Codes, Lips, Power
+from pyro_avse.typing import Codes, InputError, Lips, Power
 
 
 def diagonal_normal(
@@ -55,7 +55,11 @@ class VisualEncoder(nn.Module):
         self.mean = nn.Linear(hidden, latent_dim)
         self.log_variance = nn.Linear(hidden, latent_dim)
 
-    def forward(self, lips: Lips) -> Independent:
+    def forward(self, lips: Lips | None) -> Independent:
+        if lips is None:
+            raise InputError(
+                "the visual encoder sees no lips: give them, or take a model without it"
+            )
         pixels = lips.flatten(-2).to(self.features.weight.dtype)
         if not lips.is_floating_point():
             pixels = pixels / 255

@@ -45,8 +45,7 @@ def initial_factors(
     noise model never grows: the first E-step has by then explained the mixture as speech.
     """
     *utterances, frames, freqs = power.shape
-    like = {"dtype": power.dtype, "device": power.device, "generator": rng}
-    W = torch.rand(*utterances, rank, freqs, **like)  # type: ignore[arg-type]
-    H = torch.rand(*utterances, frames, rank, **like)  # type: ignore[arg-type]
+    W = power.new_empty(*utterances, rank, freqs).uniform_(generator=rng)
+    H = power.new_empty(*utterances, frames, rank).uniform_(generator=rng)
     W = W / W.sum(-1, keepdim=True)
     return W, H * (power.mean((-2, -1), keepdim=True) * freqs / (0.5 * rank))

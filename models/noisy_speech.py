@@ -22,7 +22,7 @@ from torch import Tensor
 
 from pyro_avse.distributions import ComplexNormal, align_components
 from pyro_avse.models.mixture import select_component
-from pyro_avse.typing import FrameMask, MixingWeight, Power, SpeechPrior, Spectrum
+from pyro_avse.typing import FrameMask, MixingWeight, Power, Spectrum, SpeechPrior
 
 
 def noisy_speech(

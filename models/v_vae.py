@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from pyro_avse.distributions import ComplexNormal
 from pyro_avse.models.nets import Decoder, VisualEncoder, standard_normal
-from pyro_avse.typing import Codes, Lips, Power
+from pyro_avse.typing import Codes, Power
 
 
 class VVAE(nn.Module):
@@ -58,7 +58,7 @@ class VVAE(nn.Module):
     def model(
         self,
         power: Float[Tensor, "frame freq"],
-        lips: Lips,
+        lips: Tensor | None = None,
         *,
         encoder_power: Tensor | None = None,
         responsibilities: Tensor | None = None,
@@ -71,7 +71,7 @@ class VVAE(nn.Module):
     def guide(
         self,
         power: Float[Tensor, "frame freq"],
-        lips: Lips,
+        lips: Tensor | None = None,
         *,
         encoder_power: Tensor | None = None,
         responsibilities: Tensor | None = None,
@@ -79,17 +79,17 @@ class VVAE(nn.Module):
         with pyro.plate("frame", len(power)):
             pyro.sample("z", self.visual_encoder(lips))  # (6)
 
-    def latent_prior(self, lips: Lips) -> Independent:
+    def latent_prior(self, lips: Tensor | None) -> Independent:
         """N(0, I) (2): batch (1, 1), for any frame."""
         return standard_normal(self.latent_dim, self.mixing_weight).expand((1, 1))
 
-    def encode(self, power: Power, lips: Lips) -> Independent:
+    def encode(self, power: Power, lips: Tensor | None) -> Independent:
         """q(z_n | v_n) (6): batch (1, ..., frame)."""
-        return self.visual_encoder(lips[None])
+        return self.visual_encoder(None if lips is None else lips[None])
 
-    def initial_codes(self, power: Power, lips: Lips) -> Codes:
+    def initial_codes(self, power: Power, lips: Tensor | None) -> Codes:
         """The visual encoder's mean: the lips carry no acoustic noise."""
         return self.visual_encoder(lips).mean
 
-    def log_variance(self, z: Codes, lips: Lips) -> Float[Tensor, "1 *batch frame freq"]:
+    def log_variance(self, z: Codes, lips: Tensor | None) -> Float[Tensor, "1 *batch frame freq"]:
         return self.decoder(z)[None]

@@ -5,15 +5,14 @@ A weight file holds what `load_prior` needs and no more: {"model", "options", "s
 """
 
 import json
-import os
 from importlib.resources import files
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from pyro_avse.files import write_atomically
 from pyro_avse.models import MODELS
 from pyro_avse.stft import STFT
 from pyro_avse.typing import JSON, InputError
@@ -28,19 +27,6 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], header: JSON) -> None:
         metadata={HEADER: json.dumps(header)},
     )
     write_atomically(path, data)
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write beside, flush to disk, rename."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(beside, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], JSON]:

@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Shaped
+from pyro.distributions import Independent, Normal
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
-from torch.distributions import Independent, Normal, biject_to, constraints, transform_to
+from torch.distributions import biject_to, constraints, transform_to
 from torch.distributions.transforms import identity_transform
 
 
@@ -68,7 +69,9 @@ class ComplexNormal(TorchDistribution):  # type: ignore[misc]
         validate_args: bool | None = None,
     ) -> None:
         if not isinstance(loc, Tensor):
-            dtype = log_variance.dtype.to_complex() if isinstance(loc, complex) else log_variance.dtype
+            dtype = (
+                log_variance.dtype.to_complex() if isinstance(loc, complex) else log_variance.dtype
+            )
             loc = torch.tensor(loc, dtype=dtype, device=log_variance.device)
         self.loc, self.log_variance = torch.broadcast_tensors(loc, log_variance)
         super().__init__(self.log_variance.shape, validate_args=validate_args)

@@ -1,11 +1,11 @@
 """Training recipes: a TOML file that says what is trained, on what, and how. Unknown keys are refused.
 
-    model = "min_vae_v2"            # a name of pyro_avse.models.MODELS
-    [options]                       # of the model's constructor
-    [initialise]                    # networks copied from trained weights
-    decoder = "a_vae"
-    [training]
-    epochs = 30
+model = "min_vae_v2"            # a name of pyro_avse.models.MODELS
+[options]                       # of the model's constructor
+[initialise]                    # networks copied from trained weights
+decoder = "a_vae"
+[training]
+epochs = 30
 """
 
 import difflib
@@ -71,7 +71,9 @@ def load_recipe(name: str | Path) -> Recipe:
     if not path.is_file():
         bundled = files("pyro_avse") / "recipes" / f"{name}.toml"
         if not bundled.is_file():
-            raise InputError(f"no recipe {str(name)!r}: give a file or one of {', '.join(recipes())}")
+            raise InputError(
+                f"no recipe {str(name)!r}: give a file or one of {', '.join(recipes())}"
+            )
         path = Path(str(bundled))
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -92,7 +94,9 @@ def parse_recipe(content: JSON, *, source: str) -> Recipe:
 
     recipe = _parse(Recipe, content, source)
     if recipe.model not in MODELS:
-        raise InputError(f"{source}: unknown model {recipe.model!r}{_closest(recipe.model, MODELS)}")
+        raise InputError(
+            f"{source}: unknown model {recipe.model!r}{_closest(recipe.model, MODELS)}"
+        )
     return recipe
 
 

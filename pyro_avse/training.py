@@ -7,8 +7,8 @@ r(alpha_n) is held at, always detached, is the recipe's choice:
             becomes -logsumexp_k(log pi_k - J_k): again a bound, and its gradient is that of (23)
     epoch   a table, refreshed by (21) and (22) in a pass without gradients after every epoch: the paper's
 
-and pi is the mean of r (25) after every epoch. A checkpoint is written after every epoch and holds all that the next one
-depends on; each epoch seeds its own draws. So a run that was killed goes on to the same bytes as one that was not.
+and pi is the mean of r (25) after every epoch. A checkpoint is written after every epoch and holds all that the next
+one depends on; each epoch seeds its own draws. So a run that was killed goes on to the same bytes as one that was not.
 """
 
 import json
@@ -32,10 +32,10 @@ from pyro_avse.checkpoint import (
     load_tensors,
     save_prior,
     save_tensors,
-    write_atomically,
 )
 from pyro_avse.data.corpus import find_utterances
 from pyro_avse.data.frames import Frames, load_frames
+from pyro_avse.files import make_folder, write_atomically
 from pyro_avse.models import MODELS
 from pyro_avse.models.mixture import (
     component_elbo_terms,
@@ -49,7 +49,8 @@ from pyro_avse.stft import STFT
 from pyro_avse.typing import JSON, InputError, Responsibilities, SpeechPrior
 
 SPLITS: tuple[Literal["train", "valid"], ...] = ("train", "valid")
-CHECKPOINT, WEIGHTS, LOG = "checkpoint.safetensors", "weights.safetensors", "log.jsonl"
+CHECKPOINT, WEIGHTS = "checkpoint.safetensors", "weights.safetensors"
+LOG, CURVES = "log.jsonl", "curves.png"
 
 
 def train(
@@ -66,7 +67,8 @@ def train(
 
     Args:
         data: corpus folders, whose train and valid splits are used.
-        out: folder for weights.safetensors, checkpoint.safetensors and log.jsonl (a line an epoch).
+        out: folder for weights.safetensors, checkpoint.safetensors, log.jsonl (a line an epoch) and
+            curves.png.
         resume: go on where a run in `out` stopped; without it a folder that holds one is refused.
         elbo: another Pyro ELBO than the recipe's; it must enumerate where the prior is a mixture.
         progress: called with every epoch's line of the log.
@@ -74,6 +76,8 @@ def train(
     Raises:
         InputError: no usable data; `out` in use; weights to start from that do not fit; a wrong `elbo`.
     """
+    from pyro_avse.plots import training_figure  # matplotlib takes a second to load
+
     out = Path(out)
     stft = STFT(hop=recipe.data.hop)
     settings = json.loads(json.dumps(asdict(recipe)))
@@ -81,8 +85,7 @@ def train(
     prior = build_prior(recipe).to(device)
     roots = list(data)
     train_frames, valid_frames = (
-        _load_split(roots, split, recipe, stft, prior.uses_lips)
-        for split in SPLITS
+        _load_split(roots, split, recipe, stft, prior.uses_lips) for split in SPLITS
     )
     check_elbo(prior, elbo, valid_frames)
     trainer = Trainer(prior, recipe, train_frames, valid_frames, elbo=elbo)
@@ -93,10 +96,11 @@ def train(
     while not trainer.finished:
         row = trainer.run_epoch()
         save_tensors(out / CHECKPOINT, *trainer.snapshot(settings))
+        write_log(out / LOG, trainer.history)
         if progress is not None:
             progress(row)
-    lines = "".join(json.dumps(row) + "\n" for row in trainer.history)
-    write_atomically(out / LOG, lines.encode())
+    write_log(out / LOG, trainer.history)
+    training_figure(trainer.history, out / CURVES)
     prior.load_state_dict(trainer.best)
     save_prior(out / WEIGHTS, prior, stft, half=recipe.half_precision)
     return out / WEIGHTS
@@ -319,7 +323,7 @@ def build_prior(recipe: Recipe) -> Any:
     """The recipe's model, freshly drawn from its seed, with the networks that `initialise` names copied in."""
     with seeded(recipe.seed):
         try:
-            prior = MODELS[recipe.model](**recipe.options)
+            prior: Any = MODELS[recipe.model](**recipe.options)
         except TypeError as error:
             raise InputError(f"[options] of {recipe.model}: {error}") from None
     for network, source in recipe.initialise.items():
@@ -336,17 +340,24 @@ def build_prior(recipe: Recipe) -> Any:
     return prior
 
 
-def _find_checkpoint(out: Path, settings: JSON, resume: bool) -> tuple[dict[str, Tensor], JSON] | None:
+def write_log(path: Path, history: list[JSON]) -> None:
+    """A line an epoch, as JSON."""
+    lines = "".join(json.dumps(row) + "\n" for row in history)
+    write_atomically(path, lines.encode())
+
+
+def _find_checkpoint(
+    out: Path, settings: JSON, resume: bool
+) -> tuple[dict[str, Tensor], JSON] | None:
     """The checkpoint to go on from, if any; makes the folder."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{out}: cannot be made ({error.strerror}): choose another --out") from None
+    make_folder(out)
     path = out / CHECKPOINT
     if not path.exists():
         return None
     if not resume:
-        raise InputError(f"{out}: holds a training run: go on with --resume, or choose another --out")
+        raise InputError(
+            f"{out}: holds a training run: go on with --resume, or choose another --out"
+        )
     tensors, header = load_tensors(path)
     if header.get("recipe") != settings:
         raise InputError(f"{path}: was trained by another recipe: choose another --out")
@@ -354,7 +365,11 @@ def _find_checkpoint(out: Path, settings: JSON, resume: bool) -> tuple[dict[str,
 
 
 def _load_split(
-    data: Iterable[str | Path], split: Literal["train", "valid"], recipe: Recipe, stft: STFT, lips: bool
+    data: Iterable[str | Path],
+    split: Literal["train", "valid"],
+    recipe: Recipe,
+    stft: STFT,
+    lips: bool,
 ) -> Frames:
     utterances = [u for root in data for u in find_utterances(root, split)]
     return load_frames(

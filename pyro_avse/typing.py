@@ -1,9 +1,9 @@
 """The contracts: read this file first.
 
 A *speech prior* is a mixture of K components, each a triple (latent prior, decoder, encoder); components may share any
-of the three. Every model of the papers is one. A *target* is an unnormalised density over the latent codes z, a *kernel*
-is a Markov transition that leaves it invariant, and a *scheme* (VEM, ...) alternates such an E-step with updates of the
-noise model.
+of the three. Every model of the papers is one. A *target* is an unnormalised density over the latent codes z, a
+*kernel* is a Markov transition that leaves it invariant, and a *scheme* (VEM, ...) alternates such an E-step with
+updates of the noise model.
 
 Shapes. Time runs down, and the component axis comes first of all:
 
@@ -23,8 +23,10 @@ from typing import Any, Protocol
 
 import torch
 from jaxtyping import Bool, Complex, Float, Shaped
+from pyro.distributions import Independent
 from torch import Tensor
-from torch.distributions import Independent
+
+from pyro_avse.errors import InputError as InputError
 
 Power = Float[Tensor, "*utterance frame freq"]
 """|STFT|^2, or a variance in that unit."""
@@ -40,13 +42,6 @@ MixingWeight = Float[Tensor, "component *utterance"]
 """pi as a distribution over components; the paper's scalar pi is `mixing_weight[0]`."""
 FrameMask = Bool[Tensor, "*utterance frame"]
 """True where a frame is sound, False where it is padding."""
-
-
-class InputError(ValueError):
-    """Something the caller passed in cannot be used: one line with what was found and what to do.
-
-    The command line prints it without a traceback; a bare ValueError from the library is a bug.
-    """
 
 
 class SpeechPrior(Protocol):
@@ -111,7 +106,8 @@ class Target(Protocol):
     `event_dim` 1: frames are independent, so a kernel accepts per frame; 2: the utterance is one event.
     """
 
-    event_dim: int
+    @property
+    def event_dim(self) -> int: ...
 
     def log_density(self, z: Codes) -> Float[Tensor, "*batch frame"]:
         """log of the unnormalised density of every frame's code."""
@@ -140,9 +136,7 @@ class Kernel(Protocol):
 
     def init(self, target: Target, z: Tensor) -> State: ...
 
-    def step(
-        self, target: Target, state: State, *, rng: torch.Generator
-    ) -> tuple[State, Info]: ...
+    def step(self, target: Target, state: State, *, rng: torch.Generator) -> tuple[State, Info]: ...
 
 
 @dataclass(frozen=True)
@@ -188,3 +182,4 @@ class Scheme(Protocol):
 
 
 JSON = dict[str, Any]
+"""What a JSON object, or a TOML table, becomes."""

@@ -72,6 +72,8 @@ def small_prior() -> Callable[..., nn.Module]:
             for parameter in prior.parameters():
                 if parameter.dim() == 1:
                     parameter += 0.5 * torch.randn_like(parameter)
+                elif parameter.shape[1] < 100:
+                    parameter *= 2  # a code matters to what is decoded from it
             prior.mixing_weight.copy_(torch.softmax(torch.randn_like(prior.mixing_weight), 0))
         return prior
 

@@ -71,9 +71,7 @@ def max_z(draws: Tensor, normal: ComplexNormal) -> float:
         u.square().real,
         u.square().imag,
     ]
-    return max(
-        float((m.mean(0).abs() / (m.std(0) / math.sqrt(len(m)))).max()) for m in moments
-    )
+    return max(float((m.mean(0).abs() / (m.std(0) / math.sqrt(len(m)))).max()) for m in moments)
 
 
 def test_draws_have_the_moments() -> None:

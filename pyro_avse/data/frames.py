@@ -65,5 +65,7 @@ def load_frames(
             times = stft.frame_times(len(spectrum))
             lips.append(torch.from_numpy(lips_on_grid(seen, times, len(waveform) / 16000)))
     if not power:
-        raise InputError(f"no clips{' with lips' if with_lips else ''} to train on in the data folders")
+        raise InputError(
+            f"no clips{' with lips' if with_lips else ''} to train on in the data folders"
+        )
     return Frames(torch.cat(power), torch.cat(lips) if with_lips else None)

@@ -60,6 +60,13 @@ def load_lips(path: str | os.PathLike[str], *, fps: float | None = None) -> Lips
     return Lips(_checked(frames, path), float(rate.item()))
 
 
+def lips_from_array(frames: Shaped[np.ndarray, "..."], fps: float) -> Lips:
+    """The same for frames in memory, (frame, 67, 67). Raises InputError as `load_lips` does."""
+    if not 0 < fps < np.inf:
+        raise InputError(f"lips: fps is {fps}: give one positive number, such as 25")
+    return Lips(_checked(frames, "lips="), float(fps))
+
+
 def lips_on_grid(
     lips: Lips, times: Float[np.ndarray, "frame"], duration: float
 ) -> Shaped[np.ndarray, "frame 67 67"]:
@@ -93,7 +100,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         ) from err
 
 
-def _checked(frames: np.ndarray, path: Path) -> Shaped[np.ndarray, "frame 67 67"]:
+def _checked(frames: np.ndarray, path: Path | str) -> Shaped[np.ndarray, "frame 67 67"]:
     """Contiguous uint8 or float32 frames in range, or InputError."""
     if frames.ndim != 3 or frames.shape[1:] != (SIDE, SIDE):
         raise InputError(

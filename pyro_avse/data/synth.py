@@ -10,7 +10,6 @@ that neither the order of work nor an interruption changes a file.
 """
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -26,6 +25,7 @@ from pyro_avse.data.espeak import speak
 from pyro_avse.data.mouth import Face, articulate, draw_face, render
 from pyro_avse.data.noise import add_noise_floor
 from pyro_avse.data.sentences import draw_sentence
+from pyro_avse.files import write_atomically
 from pyro_avse.typing import InputError
 
 SAMPLE_RATE = 16000
@@ -239,7 +239,7 @@ def _claim(out: Path, settings: dict[str, object]) -> None:
             raise InputError(f"{out} holds a corpus of other settings: choose an empty folder")
         return
     out.mkdir(parents=True, exist_ok=True)
-    _write(path, (json.dumps(settings, indent=1) + "\n").encode())
+    write_atomically(path, (json.dumps(settings, indent=1) + "\n").encode())
 
 
 def _finish(path: Path, speaker: Speaker, seed: tuple[int, int, int]) -> float:
@@ -263,13 +263,6 @@ def _finish(path: Path, speaker: Speaker, seed: tuple[int, int, int]) -> float:
         transcript=np.array(utterance.transcript),
     )
     soundfile.write(sound, utterance.waveform, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
-    _write(video, packed.getvalue())
-    _write(audio, sound.getvalue())
+    write_atomically(video, packed.getvalue())
+    write_atomically(audio, sound.getvalue())
     return seconds
-
-
-def _write(path: Path, content: bytes) -> None:
-    """All or nothing: written beside, then renamed."""
-    beside = path.with_name(f".{path.name}.part")
-    beside.write_bytes(content)
-    os.replace(beside, path)

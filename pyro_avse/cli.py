@@ -1,0 +1,204 @@
+"""The command line: `pyro-avse enhance | demo | train | data synth`.
+
+Progress and prose go to stderr, results to stdout. Anything wrong with the input is one line on stderr and exit code 2.
+Heavy imports stand inside the commands, so that --help is quick.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.exceptions import TyperException
+
+from pyro_avse.errors import InputError
+
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Unsupervised audio-visual speech enhancement.",
+)
+data_app = typer.Typer(rich_markup_mode=None, help="Make training data.")
+app.add_typer(data_app, name="data")
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+SeedOption = Annotated[int, typer.Option(help="Of every random draw.")]
+DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, or auto for the fastest at hand.")]
+
+
+def main() -> None:
+    """Run the command line; every refusal is one line and exit code 2."""
+    command = typer.main.get_command(app)
+    try:
+        code = command.main(prog_name="pyro-avse", standalone_mode=False)
+    except InputError as error:
+        fail(str(error))
+    except TyperException as error:
+        fail(f"{error.format_message()} See pyro-avse --help")
+    except (KeyboardInterrupt, typer.Abort):
+        say("interrupted")
+        sys.exit(130)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def fail(message: str) -> None:
+    say("error: " + " ".join(message.split()))
+    sys.exit(2)
+
+
+def say(message: str) -> None:
+    print(f"pyro-avse: {message}", file=sys.stderr)
+
+
+@app.command()
+def enhance(
+    noisy: Annotated[Path, typer.Argument(help="Sound file, any format, rate and channels.")],
+    lips: Annotated[
+        Path | None, typer.Option(help=".npz (lips, fps) or .npy of 67x67 mouths.")
+    ] = None,
+    fps: Annotated[
+        float | None, typer.Option(help="Of the lips, where their file does not say.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Bundled name or weight file.")] = None,
+    inference: Annotated[str | None, typer.Option(help="Inference scheme.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Sound file to write.")
+    ] = None,
+    reference: Annotated[Path | None, typer.Option(help="Clean speech, to score against.")] = None,
+    channel: Annotated[str, typer.Option(help="first, mean, or an index from 0.")] = "first",
+    iterations: Annotated[int | None, typer.Option(min=1, help="EM iterations at most.")] = None,
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+    as_json: JsonFlag = False,
+) -> None:
+    """Enhance a noisy recording."""
+    from pyro_avse.checkpoint import load_prior
+    from pyro_avse.data.audio import check_writable, load_audio, save_audio
+    from pyro_avse.data.lips import load_lips
+    from pyro_avse.enhancer import DEFAULT_INFERENCE, DEFAULT_MODEL, Enhancer, find_scheme
+    from pyro_avse.measure import check_same_length, measure
+
+    output = Path(f"{noisy.stem}_enhanced.wav") if output is None else output
+    model, inference = model or DEFAULT_MODEL, inference or DEFAULT_INFERENCE
+    settings = {} if iterations is None else {"iterations": iterations}
+    audio = load_audio(noisy, channel=channel)
+    seen = None if lips is None else load_lips(lips, fps=fps)
+    prior, stft = load_prior(model)
+    enhancer = Enhancer(prior, find_scheme(inference, **settings), stft=stft, device=device)
+    recording = enhancer.prepare(audio, seen)
+    clean = None if reference is None else load_audio(reference)
+    if clean is not None:
+        check_same_length(clean, audio)
+    check_writable(output)
+
+    say(f"{noisy}: {len(audio.waveform) / 16000:.2f} s with {model} and {inference}")
+    result, row = measure(enhancer, recording, model, inference, clean, seed)
+    save_audio(output, result.speech, result.sample_rate)
+    row["files"] = {"speech": str(output)}
+    say(f"wrote {output} in {row['seconds']:.1f} s ({row['real_time_factor']:.2f} x real time)")
+    if as_json:
+        print(json.dumps(row))
+    elif clean is not None:
+        print_table([row])
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    """Scores of the mixture and of each row's output."""
+    from rich.console import Console
+    from rich.table import Table
+
+    names = ("si_sdr", "sdr", "pesq_wb", "pesq_nb", "stoi")
+    table = Table("", "SI-SDR dB", "SDR dB", "PESQ wb", "PESQ nb", "STOI", "seconds")
+
+    def cells(scores: dict[str, Any]) -> list[str]:
+        return [
+            "-" if scores[n] is None else f"{scores[n]:.{1 if n.endswith('sdr') else 2}f}"
+            for n in names
+        ]
+
+    table.add_row("noisy", *cells(rows[0]["input"]), "")
+    for row in rows:
+        table.add_row(row["model"], *cells(row["output"]), f"{row['seconds']:.1f}")
+    Console().print(table)
+    for row in rows:
+        for name, reason in {**row["input"]["reasons"], **row["output"]["reasons"]}.items():
+            say(f"{row['model']}: no {name}: {reason}")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the sounds and the figure.")] = Path("demo"),
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+    as_json: JsonFlag = False,
+) -> None:
+    """Hear it work: a bundled clip of a synthetic talker in noise, enhanced by two models."""
+    from pyro_avse.demo import run_demo
+
+    rows = run_demo(out, seed=seed, device=device, report=say)
+    if as_json:
+        print(json.dumps({"rows": rows}))
+    else:
+        print_table(rows)
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="Bundled name, as default/a_vae, or a TOML file.")],
+    data: Annotated[list[Path], typer.Option(help="Corpus folder; give it again for more.")],
+    out: Annotated[Path, typer.Option(help="Folder for weights, log and curves.")],
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    device: DeviceOption = "auto",
+) -> None:
+    """Train a speech prior from clean speech."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from pyro_avse.enhancer import find_device
+    from pyro_avse.recipe import load_recipe
+    from pyro_avse.training import train as run
+
+    loaded, place = load_recipe(recipe), find_device(device)
+    columns = (TextColumn("{task.description}"), BarColumn(20), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(loaded.model, total=loaded.training.epochs, visible=False)
+
+        def show(row: dict[str, Any]) -> None:
+            r = row["valid_responsibility"][0]
+            bar.update(
+                task,
+                completed=row["epoch"] + 1,
+                visible=True,
+                description=f"ELBO {row['valid_elbo']:.1f} = {row['valid_reconstruction']:.1f} - KL "
+                f"{row['valid_kl']:.1f}, pi_n {r:.2f}",
+            )
+
+        weights = run(loaded, data, out, resume=resume, device=place, progress=show)
+    say(f"wrote {weights}")
+
+
+@data_app.command()
+def synth(
+    out: Annotated[Path, typer.Option(help="Corpus folder to make.")],
+    speakers: Annotated[int, typer.Option(help="Voices and faces.")] = 40,
+    minutes: Annotated[float, typer.Option(help="Speech in all.")] = 60.0,
+    seed: SeedOption = 0,
+) -> None:
+    """Make a corpus of synthetic talkers: speech, lips and words."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from pyro_avse.data.synth import synthesise_corpus
+
+    with Progress(console=Console(stderr=True)) as bar:
+        task = bar.add_task("talking", total=1.0, visible=False)
+        synthesise_corpus(
+            out,
+            speakers=speakers,
+            minutes=minutes,
+            seed=seed,
+            progress=lambda done: bar.update(task, completed=done, visible=True),
+        )
+    say(f"wrote {out}")

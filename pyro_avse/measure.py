@@ -1,0 +1,46 @@
+"""One enhancement, timed and scored: a row of the tables."""
+
+import time
+
+from pyro_avse.data.audio import SAMPLE_RATE, Audio
+from pyro_avse.enhancer import Enhanced, Enhancer, Recording
+from pyro_avse.metrics import score
+from pyro_avse.typing import JSON, InputError
+
+
+def measure(
+    enhancer: Enhancer,
+    recording: Recording,
+    model: str,
+    inference: str,
+    clean: Audio | None,
+    seed: int,
+) -> tuple[Enhanced, JSON]:
+    """Enhance a recording; the result, and its row: time, and scores before and after where `clean` is given."""
+    start = time.perf_counter()
+    result = enhancer.separate(recording, seed=seed)
+    seconds = time.perf_counter() - start
+    audio = recording.audio
+    row: JSON = {
+        "model": model,
+        "inference": inference,
+        "iterations": len(result.objective),
+        "seconds": seconds,
+        "real_time_factor": seconds * SAMPLE_RATE / len(audio.waveform),
+        "input": None,
+        "output": None,
+    }
+    if clean is not None:
+        row["input"] = score(audio.waveform, clean.waveform).as_dict()
+        row["output"] = score(result.speech_16k, clean.waveform).as_dict()
+    return result, row
+
+
+def check_same_length(clean: Audio, mixture: Audio) -> None:
+    """Refuse a reference that is not of the mixture's length."""
+    ours, theirs = (len(a.waveform) / SAMPLE_RATE for a in (mixture, clean))
+    if ours != theirs:
+        raise InputError(
+            f"{clean.path} lasts {theirs:.3f} s, the recording {ours:.3f} s: give the clean speech of the "
+            "same clip"
+        )
