@@ -91,8 +91,9 @@ def train(
     trainer = Trainer(prior, recipe, train_frames, valid_frames, elbo=elbo)
     if checkpoint is not None:
         trainer.restore(*checkpoint, path=out / CHECKPOINT)
-    for row in trainer.history if progress else ():
-        progress(row)
+    if progress is not None:
+        for row in trainer.history:
+            progress(row)
     while not trainer.finished:
         row = trainer.run_epoch()
         save_tensors(out / CHECKPOINT, *trainer.snapshot(settings))
