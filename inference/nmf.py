@@ -1,9 +1,9 @@
 """Multiplicative updates of Itakura-Saito NMF: the M-step of the noise model. [Sadeghi2021] (42), (43)
 
 They lower the cost  sum_fn V_fn / (W H)_fn + log (W H)_fn,  that is, raise (41), in which V is the expected noise
-power. For each factor the cost is majorised by phi h_old^2 / h + psi h. Exponent 1/2 steps to the minimum of that bound,
-exponent 1 (the paper's) to its other point of equal height: neither ever raises the cost, provided that W H is computed
-anew between W and H. From a stale W H, exponent 1 oscillates.
+power. For each factor the cost is majorised by phi h_old^2 / h + psi h. Exponent 1/2 steps to the minimum of that
+bound, exponent 1 (the paper's) to its other point of equal height: neither ever raises the cost, provided that W H is
+computed anew between W and H. From a stale W H, exponent 1 oscillates.
 
 Time runs down: W is (rank, freq), H (frame, rank), W H is H @ W.
 """

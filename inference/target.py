@@ -22,7 +22,7 @@ from pyro_avse.typing import Codes, MixingWeight, Power, Responsibilities, Speec
 
 @dataclass(frozen=True)
 class MeanFieldTarget:
-    """log r(z_n) = sum_k r_k [log p(z_n|k) + sum_f -log sigma_k - (|m|^2 + nu) / sigma_k] + const. [Sadeghi2021] (36)
+    """log r(z_n) = sum_k r_k [log p(z_n|k) + sum_f -log sigma_k - (|m|^2 + nu) / sigma_k] + const: (36), S24.
 
     Attributes:
         second_moment: E|s|^2 = |m|^2 + nu under r(s), in |STFT|^2.

@@ -44,7 +44,7 @@ from pyro_avse.typing import (
 
 @dataclass(frozen=True)
 class VEM:
-    """Settings of the algorithm of Appendix B (S6).
+    """Settings of the algorithm of Appendix B: (32), S6, S22.
 
     The defaults are the paper's and its authors' code's, but for `exponent`, where 1 is theirs and 1/2 ended better
     here (docs/RESULTS.md).
@@ -86,11 +86,7 @@ class VEM:
         rng = torch.Generator(device=x.device).manual_seed(seed)
 
         K, utterances, frames = prior.num_components, power.shape[:-2], power.shape[-2]
-        heard = power
-        if mask is not None:  # as loud on average as the sound frames are: padding sets no level
-            share = mask.sum(-1)[..., None, None] / frames
-            heard = torch.where(mask[..., None], power, 0) / share
-        W, H = initial_factors(heard, self.rank, rng=rng)
+        W, H = initial_factors(power, self.rank, mask=mask, rng=rng)
         r = power.new_full((K, *utterances, frames), 1 / K)
         pi = r.mean(-1)
         m, nu = x, torch.zeros_like(power)
@@ -161,7 +157,7 @@ def update_mixing_weight(
     """pi = mean over the frames of r(alpha_n), padding left out. [Sadeghi2021] (44)"""
     if mask is None:
         return responsibilities.mean(-1)
-    return (responsibilities * mask).sum(-1) / mask.sum(-1)
+    return torch.where(mask, responsibilities, 0).sum(-1) / mask.sum(-1)
 
 
 def vem_objective(
@@ -172,13 +168,13 @@ def vem_objective(
     mixing_weight: MixingWeight,
     mask: FrameMask | None = None,
 ) -> Float[Tensor, "*utterance"]:
-    """sum_fn -V / (W H) - log (W H) + sum_n sum_k r_k log pi_k: what the M-step raises. [Sadeghi2021] (41)
+    """sum_fn -V / (W H) - log (W H) + sum_n sum_k r_k log pi_k: what the M-step raises. [Sadeghi2021] (41), S26
 
     The terms in pi belong to the sum over n alone; the paper prints them under the sum over f, n.
     """
     prior_terms = torch.xlogy(responsibilities, mixing_weight[..., None]).sum(0)
     if mask is not None:
-        prior_terms = prior_terms * mask
+        prior_terms = torch.where(mask, prior_terms, 0)
     return prior_terms.sum(-1) - is_nmf_cost(V, W, H, mask)
 
 

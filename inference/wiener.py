@@ -39,5 +39,5 @@ def wiener_posterior(
 def averaged_wiener_filter(
     mixture: Spectrum, speech_variance: Power, noise_variance: Power
 ) -> Spectrum:
-    """The speech estimate E_{r(s)} s = gamma / (gamma + W H) x. [Sadeghi2021] (45)"""
+    """The speech estimate E_{r(s)} s = gamma / (gamma + W H) x. [Sadeghi2021] (45), S27"""
     return wiener_posterior(mixture, speech_variance, noise_variance)[0]

@@ -20,7 +20,7 @@ from pyro_avse.typing import Codes, Power
 
 
 class AVAE(nn.Module):
-    """The audio-only VAE: the generative story of (1) and (2), S2, as `model` and (3) as `guide`.
+    """The audio-only VAE: the generative story of (1) and (2), S2, as `model` and (3) as `guide`; S12.
 
     Args:
         num_freqs: F, frequencies of a frame.

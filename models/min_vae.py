@@ -27,7 +27,9 @@ from pyro_avse.typing import Codes, Power
 
 
 class MINVAEv2(nn.Module):
-    """MIN-VAE v2, whose decoder does not see the lips: (9)-(11) as `model`, (13)-(14) as `guide`.
+    """MIN-VAE v2, whose decoder does not see the lips: (9)-(11) as `model`, (13)-(14) as `guide`; S28.
+
+    The ELBO of the pair, alpha_n enumerated, is (17).
 
     Args:
         num_freqs: F, frequencies of a frame.

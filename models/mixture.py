@@ -59,7 +59,7 @@ def component_negative_elbo(
     *,
     encoder_power: Tensor | None = None,
 ) -> Float[Tensor, "component *utterance frame"]:
-    """J_n(alpha_n) of (20), the expectation by one draw a component: (21); minus the ELBO (5) where K = 1.
+    """J_n(alpha_n) of (20), the expectation by one draw a component: (21); minus the ELBO (5), S8, if K = 1.
 
     J_k = KL(q_k || p_k) - log p(s_n | z_n^k), z_n^k ~ q_k.
     """
@@ -107,7 +107,7 @@ def update_mixing_weight(
     """pi = mean over frames of r(alpha_n), padding left out. [Sadeghi2021] (25), (44)"""
     if mask is None:
         return responsibilities.mean(-1)
-    return (responsibilities * mask).sum(-1) / mask.sum(-1)
+    return torch.where(mask, responsibilities, 0).sum(-1) / mask.sum(-1)
 
 
 def mixture_posterior(q: Independent, responsibilities: Responsibilities) -> MixtureSameFamily:

@@ -15,7 +15,7 @@ from pyro_avse.typing import Codes, InputError, Lips, Power
 def diagonal_normal(
     mean: Float[Tensor, "*batch latent"], log_variance: Float[Tensor, "*batch latent"]
 ) -> Independent:
-    """N(mean, diag exp(log_variance)) with event (latent,)."""
+    """N(mean, diag exp(log_variance)) with event (latent,); a draw is mean + sqrt(variance) eps (S9)."""
     return Normal(mean, torch.exp(0.5 * log_variance)).to_event(1)
 
 

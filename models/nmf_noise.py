@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pyro_avse.distributions import ComplexNormal
-from pyro_avse.typing import Power
+from pyro_avse.typing import FrameMask, Power
 
 VARIANCE_FLOOR = 1e-12
 """No noise variance is below this (|STFT|^2, peak 1): 16-bit rounding alone is 5e-8."""
@@ -37,15 +37,19 @@ def nmf_noise(
 
 
 def initial_factors(
-    power: Power, rank: int, *, rng: torch.Generator
+    power: Power, rank: int, *, mask: FrameMask | None = None, rng: torch.Generator
 ) -> tuple[Float[Tensor, "*utterance rank freq"], Float[Tensor, "*utterance frame rank"]]:
     """W and H uniform at random, W's spectra summing to 1, W H on average as loud as the mixture.
 
     The papers draw both from [0, 1], which is that only for recordings of one level. From a start far too quiet the
-    noise model never grows: the first E-step has by then explained the mixture as speech.
+    noise model never grows: the first E-step has by then explained the mixture as speech. Padding sets no level.
     """
+    if mask is None:
+        level = power.mean((-2, -1))
+    else:
+        level = torch.where(mask[..., None], power, 0).mean(-1).sum(-1) / mask.sum(-1)
     *utterances, frames, freqs = power.shape
     W = power.new_empty(*utterances, rank, freqs).uniform_(generator=rng)
     H = power.new_empty(*utterances, frames, rank).uniform_(generator=rng)
     W = W / W.sum(-1, keepdim=True)
-    return W, H * (power.mean((-2, -1), keepdim=True) * freqs / (0.5 * rank))
+    return W, H * (level[..., None, None] * freqs / (0.5 * rank))

@@ -35,7 +35,7 @@ def noisy_speech(
     speech_latent: bool = False,
     mask: FrameMask | None = None,
 ) -> None:
-    """The joint (31) as a Pyro program, x observed at `mixture`.
+    """The joint (31) of x = s + b (S11) as a Pyro program, x observed at `mixture`.
 
     Args:
         prior: any speech prior.

@@ -5,6 +5,7 @@ A weight file holds what `load_prior` needs and no more: {"model", "options", "s
 """
 
 import json
+import os
 from importlib.resources import files
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], JSON]:
     Raises:
         InputError: no such file; not safetensors, or cut short; or not one of ours.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise InputError(f"{path}: no such weight file")
     try:
         with safe_open(path, framework="pt") as file:
@@ -47,7 +48,13 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], JSON]:
         ) from None
     if HEADER not in metadata:
         raise InputError(f"{path}: safetensors, but without pyro_avse's header: not our weights")
-    return tensors, json.loads(metadata[HEADER])
+    try:
+        header = json.loads(metadata[HEADER])
+    except ValueError:
+        header = None
+    if not isinstance(header, dict):
+        raise InputError(f"{path}: its header is no JSON object: copy it again, or train anew")
+    return tensors, header
 
 
 def save_prior(path: Path, prior: nn.Module, stft: STFT, *, half: bool = False) -> None:
@@ -74,9 +81,14 @@ def load_prior(name: str | Path) -> tuple[nn.Module, STFT]:
         raise InputError(
             f"{path}: holds a model {header.get('model')!r}, known are {', '.join(MODELS)}"
         )
-    prior = MODELS[header["model"]](**header["options"])
+    try:
+        prior, stft = MODELS[header["model"]](**header["options"]), STFT(**header["stft"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"{path}: its header fits no {header['model']} of this version ({error})"
+        ) from None
     load_state(prior, tensors, path)
-    return prior.float().eval().requires_grad_(False), STFT(**header["stft"])
+    return prior.float().eval().requires_grad_(False), stft
 
 
 def load_state(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
@@ -104,7 +116,7 @@ def find_weights(name: str | Path) -> Path:
     if str(name) in bundled_weights():
         return Path(str(files("pyro_avse") / "weights" / f"{name}.safetensors"))
     path = Path(name)
-    if path.suffix != ".safetensors" and not path.exists():
+    if path.suffix != ".safetensors" and not os.path.exists(path):
         raise InputError(
             f"unknown model {str(name)!r}: give one of {', '.join(bundled_weights())}, or the path of a "
             ".safetensors file"

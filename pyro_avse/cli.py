@@ -6,6 +6,8 @@ Heavy imports stand inside the commands, so that --help is quick.
 
 import json
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,7 +26,7 @@ data_app = typer.Typer(rich_markup_mode=None, help="Make training data.")
 app.add_typer(data_app, name="data")
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-SeedOption = Annotated[int, typer.Option(help="Of every random draw.")]
+SeedOption = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of every random draw.")]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, or auto for the fastest at hand.")]
 
 
@@ -36,7 +38,7 @@ def main() -> None:
     except InputError as error:
         fail(str(error))
     except TyperException as error:
-        fail(f"{error.format_message()} See pyro-avse --help")
+        fail(f"{error.format_message().rstrip('.')}: see pyro-avse --help")
     except (KeyboardInterrupt, typer.Abort):
         say("interrupted")
         sys.exit(130)
@@ -153,25 +155,18 @@ def train(
     device: DeviceOption = "auto",
 ) -> None:
     """Train a speech prior from clean speech."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
     from pyro_avse.enhancer import find_device
     from pyro_avse.recipe import load_recipe
     from pyro_avse.training import train as run
 
     loaded, place = load_recipe(recipe), find_device(device)
-    columns = (TextColumn("{task.description}"), BarColumn(20), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(loaded.model, total=loaded.training.epochs, visible=False)
+    with progress_bar() as update:
 
         def show(row: dict[str, Any]) -> None:
             r = row["valid_responsibility"][0]
-            bar.update(
-                task,
-                completed=row["epoch"] + 1,
-                visible=True,
-                description=f"ELBO {row['valid_elbo']:.1f} = {row['valid_reconstruction']:.1f} - KL "
+            update(
+                (row["epoch"] + 1) / loaded.training.epochs,
+                f"ELBO {row['valid_elbo']:.1f} = {row['valid_reconstruction']:.1f} - KL "
                 f"{row['valid_kl']:.1f}, pi_n {r:.2f}",
             )
 
@@ -187,18 +182,35 @@ def synth(
     seed: SeedOption = 0,
 ) -> None:
     """Make a corpus of synthetic talkers: speech, lips and words."""
-    from rich.console import Console
-    from rich.progress import Progress
-
     from pyro_avse.data.synth import synthesise_corpus
 
-    with Progress(console=Console(stderr=True)) as bar:
-        task = bar.add_task("talking", total=1.0, visible=False)
+    with progress_bar() as update:
         synthesise_corpus(
             out,
             speakers=speakers,
             minutes=minutes,
             seed=seed,
-            progress=lambda done: bar.update(task, completed=done, visible=True),
+            progress=lambda done: update(done, "talking"),
         )
     say(f"wrote {out}")
+
+
+@contextmanager
+def progress_bar() -> Iterator[Callable[[float, str], None]]:
+    """A bar on stderr that starts with its first update (fraction done, text), so that a refusal stands alone."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(20), TimeRemainingColumn())
+    bar = Progress(*columns, console=Console(stderr=True))
+    task = bar.add_task("", total=1.0)
+
+    def update(done: float, text: str) -> None:
+        bar.start()
+        bar.update(task, completed=done, description=text)
+
+    try:
+        yield update
+    finally:
+        if bar.live.is_started:
+            bar.stop()

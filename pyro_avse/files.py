@@ -1,6 +1,8 @@
 """Writing files: a reader sees the old one or the new one, never half of one."""
 
+import contextlib
 import os
+import tempfile
 from pathlib import Path
 
 from pyro_avse.errors import InputError
@@ -24,17 +26,21 @@ def write_atomically(path: Path, data: bytes) -> None:
             f"{path}: cannot be written ({error.strerror}): choose another place"
         ) from None
     finally:
-        beside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # where nothing could be written, nothing is left
+            beside.unlink()
 
 
 def make_folder(path: Path) -> None:
     """Make an output folder and its parents.
 
     Raises:
-        InputError: it cannot be made.
+        InputError: it cannot be made, or not written to (tried with an unnamed file).
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        raise InputError(f"{path}: cannot be made ({reason}): choose another folder") from None
+        raise InputError(
+            f"{path}: cannot be written to ({reason}): choose another folder"
+        ) from None

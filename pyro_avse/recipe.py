@@ -9,6 +9,8 @@ epochs = 30
 """
 
 import difflib
+import math
+import os
 import tomllib
 from dataclasses import dataclass, field, fields
 from importlib.resources import files
@@ -68,9 +70,9 @@ def load_recipe(name: str | Path) -> Recipe:
         InputError: no such recipe; not TOML; an unknown key, or a value of the wrong kind.
     """
     path = Path(name)
-    if not path.is_file():
+    if not os.path.isfile(path):
         bundled = files("pyro_avse") / "recipes" / f"{name}.toml"
-        if not bundled.is_file():
+        if not os.path.isfile(str(bundled)):
             raise InputError(
                 f"no recipe {str(name)!r}: give a file or one of {', '.join(recipes())}"
             )
@@ -97,6 +99,9 @@ def parse_recipe(content: JSON, *, source: str) -> Recipe:
         raise InputError(
             f"{source}: unknown model {recipe.model!r}{_closest(recipe.model, MODELS)}"
         )
+    for key in ("epochs", "batch_size"):
+        if getattr(recipe.training, key) < 1:
+            raise InputError(f"{source} [training]: {key} is 0: expected 1 or more")
     return recipe
 
 
@@ -128,8 +133,11 @@ def _checked(value: Any, kind: Any, where: str) -> Any:
         value = float(value)
     if type(value) is not plain:
         raise InputError(f"{where} is {value!r}: expected {plain.__name__}")
-    if plain in (int, float) and value < 0:
+    if plain in (int, float) and not 0 <= value < math.inf:  # also false for NaN
         raise InputError(f"{where} is {value!r}: expected 0 or more")
+    if get_args(kind) == (str, str):
+        for key, text in value.items():
+            _checked(text, str, f"{where}: {key}")
     return value
 
 

@@ -83,6 +83,10 @@ def train(
     settings = json.loads(json.dumps(asdict(recipe)))
     checkpoint = _find_checkpoint(out, settings, resume)
     prior = build_prior(recipe).to(device)
+    if prior.num_freqs != stft.n_fft // 2 + 1:
+        raise InputError(
+            f"[options] num_freqs is {prior.num_freqs}, the STFT has {stft.n_fft // 2 + 1}: leave it out"
+        )
     roots = list(data)
     train_frames, valid_frames = (
         _load_split(roots, split, recipe, stft, prior.uses_lips) for split in SPLITS
@@ -325,7 +329,7 @@ def build_prior(recipe: Recipe) -> Any:
     with seeded(recipe.seed):
         try:
             prior: Any = MODELS[recipe.model](**recipe.options)
-        except TypeError as error:
+        except (TypeError, ValueError, RuntimeError) as error:
             raise InputError(f"[options] of {recipe.model}: {error}") from None
     for network, source in recipe.initialise.items():
         if network not in dict(prior.named_children()):

@@ -146,7 +146,7 @@ class Chains:
     draws: Float[Tensor, "chain draw *utterance frame latent"]
     log_density: Float[Tensor, "chain draw *utterance frame"]
     acceptance_rate: Float[Tensor, "chain *utterance frame"]
-    """Mean over all steps, warm-up included where there is no adaptation."""
+    """Mean over all steps, warm-up included."""
     state: State
     """Where the chains stand: pass `state.z` on to continue them."""
 

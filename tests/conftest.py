@@ -8,8 +8,10 @@ import inspect
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pyro
 import pytest
+import soundfile
 import torch
 from torch import Tensor, nn
 
@@ -90,3 +92,24 @@ def random_power() -> Callable[..., Tensor]:
 def random_lips() -> Callable[..., Tensor]:
     """random_lips(3): three frames of 67 x 67 grey pixels."""
     return lambda *shape: torch.randint(0, 256, (*shape, 67, 67), dtype=torch.uint8)
+
+
+@pytest.fixture(scope="session")
+def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A corpus of 2 speakers with 2 + 1 clips of 1 s each, to train and validate: harmonics that a mouth opens."""
+    root = tmp_path_factory.mktemp("corpus")
+    rng = np.random.default_rng(0)
+    seconds, rows = np.arange(16000) / 16000, np.abs(np.arange(67) - 33)[:, None]
+    for speaker, pitch in (("s1", 110.0), ("s2", 190.0)):
+        for split, name in (("train", "a"), ("train", "b"), ("valid", "c")):
+            folder = root / split / speaker
+            folder.mkdir(parents=True, exist_ok=True)
+            phase = rng.uniform(0, 2 * np.pi)
+            opening = 0.5 - 0.5 * np.cos(2 * np.pi * 4 * seconds + phase)  # 4 syllables a second
+            tones = sum(np.sin(2 * np.pi * pitch * k * seconds) / k for k in range(1, 20))
+            sound = opening * (tones + 0.3 * rng.standard_normal(16000))
+            soundfile.write(folder / f"{name}.flac", 0.2 * sound, 16000)
+            shown = opening[:: 16000 // 30][:30, None, None]
+            picture = np.where(rows < 20 * shown, 30, 200) + rng.integers(0, 20, (30, 67, 67))
+            np.savez(folder / f"{name}.npz", lips=picture.astype(np.uint8), fps=np.float32(30))
+    return root

@@ -21,6 +21,7 @@ from pyro_avse.distributions import align_components
 from pyro_avse.models import MODELS
 from pyro_avse.models.mixture import component_negative_elbo, update_responsibilities
 from pyro_avse.models.nets import AudioEncoder, VisualEncoder, diagonal_normal
+from pyro_avse.typing import InputError
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -145,7 +146,7 @@ def log_joint(sites: dict) -> Tensor:
 
 @pytest.mark.parametrize("name", STANDARD)
 def test_story_of_a_standard_vae(name, small_prior, random_power, random_lips) -> None:
-    """(1), (2): z ~ N(0, I), s | z ~ N_c(0, sigma(z)), scored through |s|^2."""
+    """(1), (2), S12, S13: z ~ N(0, I), s | z ~ N_c(0, sigma(z)), scored through |s|^2."""
     prior = small_prior(name)
     power, lips, z = random_power(4, 7), random_lips(4), torch.randn(4, 2)
     sites = traced(prior.model, power, lips, data={"z": z})
@@ -158,7 +159,7 @@ def test_story_of_a_standard_vae(name, small_prior, random_power, random_lips) -
 
 @pytest.mark.parametrize("name", MIXTURES)
 def test_story_of_a_mixture(name, small_prior, random_power, random_lips) -> None:
-    """(9), (10), (11): alpha ~ Cat(pi), z | alpha ~ N(mu_k, sigma_k I), s | z ~ N_c(0, sigma(z))."""
+    """(9)-(11), S28: alpha ~ Cat(pi), z | alpha ~ N(mu_k, sigma_k I), s | z ~ N_c(0, sigma(z))."""
     prior = small_prior(name)
     power, lips, z = random_power(4, 7), random_lips(4), torch.randn(4, 2)
     alpha = torch.tensor([0, 1, 1, 0])
@@ -181,7 +182,8 @@ def test_guide_selects_the_encoder(name, small_prior, random_power, random_lips)
     """(13), (14): q(z | alpha) r(alpha), the audio encoder where alpha is 0, the visual one where 1."""
     prior = small_prior(name)
     power, lips, z = random_power(4, 7), random_lips(4), torch.randn(4, 2)
-    alpha, r = torch.tensor([0, 1, 1, 0]), torch.softmax(torch.randn(2, 4), 0)
+    alpha = torch.tensor([0, 1, 1, 0])
+    r = torch.softmax(torch.randn(2, 4, requires_grad=True), 0)
     heard = power + random_power(4, 7)
     data = {"z": z, "alpha": alpha}
     kwargs = {"encoder_power": heard, "responsibilities": r}
@@ -387,3 +389,16 @@ def test_one_component_ignores_responsibilities(
     without = traced(prior.guide, *args, data=data)
     assert set(table) == set(without) == {"frame", "z"}
     torch.testing.assert_close(table["z"]["log_prob"], without["z"]["log_prob"])
+
+
+@every_model
+def test_without_lips(name, small_prior, random_power) -> None:
+    """A model that needs lips says so; any other knows where to start and what z sounds like."""
+    prior, power = small_prior(name), random_power(3, 7)
+    if prior.requires_lips:
+        with pytest.raises(InputError, match="lips"):
+            prior.encode(power, None)
+    else:
+        assert prior.initial_codes(power, None).shape == (3, 2)
+        assert prior.log_variance(torch.randn(3, 2), None).shape[1:] == (3, 7)
+        assert align_components(prior.latent_prior(None), 3).batch_shape[0] == prior.num_components

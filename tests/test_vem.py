@@ -377,7 +377,7 @@ def test_padding_cannot_matter() -> None:
     other_x, other_lips = x.clone(), lips.clone()
     other_x[1, 4:] *= 30
     other_lips[1, 4:] = 0
-    for prior in (make_prior("a_vae"), make_prior("min_vae_v2")):
+    for prior in (make_prior("a_vae"), min_vae(), TwoDecoders(**SIZES)):
         one = SHORT(prior, x, lips, mask=mask)
         other = SHORT(prior, other_x, other_lips, mask=mask)
         assert torch.equal(one.speech[mask], other.speech[mask])
@@ -470,7 +470,7 @@ def known_mixture(seed: int) -> tuple[AVAE, Tensor, Tensor]:
     prior.decoder.hidden.weight.normal_()
     prior.decoder.log_variance.weight.normal_()
     s = pyro.sample("s", ComplexNormal(0, prior.decoder(torch.randn(40, 2))))
-    W, H = torch.rand(2, 17) ** 4, torch.rand(40, 2)
+    W, H = torch.rand(1, 17) ** 4, 0.5 + torch.rand(40, 1)
     b = pyro.sample("b", ComplexNormal(0, nmf_noise_variance(W, H).log()))
     return prior, s, s + b * s.norm() / b.norm()
 
@@ -482,10 +482,15 @@ def si_sdr(estimate: Tensor, s: Tensor) -> float:
 
 
 def test_vem_improves_speech_drawn_from_the_model() -> None:
-    """(45): on mixtures drawn from the model itself the estimate's SDR is above the mixture's."""
-    gains = []
-    for seed in range(3):
-        prior, s, x = known_mixture(seed)
-        out = VEM(iterations=40, warmup=5, draws=5, rank=2)(prior, x)
-        gains.append(si_sdr(out.speech, s) - si_sdr(x, s))
-    assert min(gains) > 1
+    """(31)-(45): mixtures drawn from the model gain SDR; under another network they lose some."""
+    # Over 24 seeds the gain was 5.4 dB on average, never below 2.5; with another decoder never
+    # above -0.2. Lowest of four seeds against 1 dB: no false alarm seen.
+    scheme = VEM(iterations=30, warmup=10, draws=5, rank=1)
+
+    def gain(prior: AVAE, s: Tensor, x: Tensor) -> float:
+        return si_sdr(scheme(prior, x).speech, s) - si_sdr(x, s)
+
+    mixtures = [known_mixture(seed) for seed in range(4)]
+    others = [prior for prior, _, _ in mixtures[1:] + mixtures[:1]]
+    assert min(gain(*mixture) for mixture in mixtures) > 1
+    assert max(gain(other, s, x) for other, (_, s, x) in zip(others, mixtures, strict=True)) < 0

@@ -1,0 +1,80 @@
+"""Milliseconds for one EM iteration of VEM with the random walk, at the paper's setting, against two references.
+
+MIN-VAE v2 with random weights, F = 513, L = 32, hidden 128, N = 150 frames, NMF rank 10, 40 Metropolis-Hastings steps of
+which 30 are burn-in. The references are measured in the same run: the 40 steps alone in plain torch (one decoder call a
+step), and the matrix products of those 40 decoder calls alone. Median of repeats; threads as torch has them.
+
+    python benchmarks/em_iteration.py
+"""
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+from pyro_avse.inference import VEM, RandomWalk, run_chains
+from pyro_avse.inference.target import MeanFieldTarget
+from pyro_avse.models import MINVAEv2
+
+FRAMES, STEPS, REPEATS, ITERATIONS = 150, 40, 9, 10
+
+
+@torch.no_grad()
+def main() -> None:
+    torch.manual_seed(0)
+    prior = MINVAEv2()
+    x = torch.randn(FRAMES, 513, dtype=torch.complex64)
+    lips = torch.randint(0, 256, (FRAMES, 67, 67), dtype=torch.uint8)
+    power, z = x.abs().square(), torch.randn(1, FRAMES, 32)
+    decoder = prior.decoder
+    target = MeanFieldTarget(prior, lips, power, torch.full((2, FRAMES), 0.5))
+
+    def plain_torch() -> None:
+        """The same 40 steps with nothing around them."""
+        A, a = decoder.hidden.weight.T, decoder.hidden.bias
+        B, b = decoder.log_variance.weight.T, decoder.log_variance.bias
+
+        def log_density(z: torch.Tensor) -> torch.Tensor:
+            lv = torch.tanh(z @ A + a) @ B + b
+            return -(lv + power * torch.exp(-lv)).sum(-1) - 0.5 * z.square().sum(-1)
+
+        here, at = z[0], log_density(z[0])
+        for _ in range(STEPS):
+            there = here + 0.1 * torch.randn_like(here)
+            new = log_density(there)
+            taken = torch.rand_like(at).log() < new - at
+            here, at = torch.where(taken[:, None], there, here), torch.where(taken, new, at)
+
+    def products() -> None:
+        h = z[0]
+        for _ in range(STEPS):
+            (h @ decoder.hidden.weight.T) @ decoder.log_variance.weight.T
+
+    iteration = median_ms(lambda: VEM(iterations=ITERATIONS)(prior, x, lips)) / ITERATIONS
+    steps = median_ms(
+        lambda: run_chains(RandomWalk(), target, z, draws=10, warmup=STEPS - 10, seed=0)
+    )
+    plain, floor = median_ms(plain_torch), median_ms(products)
+    print(f"{torch.get_num_threads()} threads, median of {REPEATS}")
+    print(f"one EM iteration        {iteration:6.1f} ms  {iteration / plain:.2f} x plain torch's steps")
+    print(f"its 40 steps            {steps:6.1f} ms  {steps / plain:.2f} x plain torch's")
+    print(f"40 steps in plain torch {plain:6.1f} ms")
+    print(f"their matrix products   {floor:6.1f} ms")
+    row = {"ms": iteration, "steps_ms": steps, "floor_ms": floor, "plain_torch_ms": plain}
+    print(json.dumps(row))
+
+
+def median_ms(call: Callable[[], object]) -> float:
+    """Median wall time of a call, after two to warm up."""
+    times = []
+    for _ in range(REPEATS + 2):
+        start = time.perf_counter()
+        call()
+        times.append(1e3 * (time.perf_counter() - start))
+    return statistics.median(times[2:])
+
+
+if __name__ == "__main__":
+    main()
