@@ -58,7 +58,9 @@ def main() -> None:
     )
     plain, floor = median_ms(plain_torch), median_ms(products)
     print(f"{torch.get_num_threads()} threads, median of {REPEATS}")
-    print(f"one EM iteration        {iteration:6.1f} ms  {iteration / plain:.2f} x plain torch's steps")
+    print(
+        f"one EM iteration        {iteration:6.1f} ms  {iteration / plain:.2f} x plain torch's steps"
+    )
     print(f"its 40 steps            {steps:6.1f} ms  {steps / plain:.2f} x plain torch's")
     print(f"40 steps in plain torch {plain:6.1f} ms")
     print(f"their matrix products   {floor:6.1f} ms")

@@ -21,7 +21,9 @@ NAMES = {"si_sdr": 2, "sdr": 2, "pesq_nb": 3, "pesq_wb": 3, "stoi": 4}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--data", type=Path, required=True, help="holds grid/ and noise/")
     parser.add_argument("--split", default="test")
     parser.add_argument("--models", default="a_vae,v_vae,min_vae_v2", help="names or weight files")
@@ -102,7 +104,9 @@ def print_row(model: str, noise: str, snr: str, rows: list[dict[str, Any]]) -> N
         cells.append(f"{np.mean(gains):+.{digits}f}{missing}")
     responsibility = np.mean([row["responsibility"] for row in rows])
     seconds = np.mean([row["seconds"] for row in rows])
-    print(f"| {model} | {noise} | {snr} | {' | '.join(cells)} | {responsibility:.2f} | {seconds:.1f} |")
+    print(
+        f"| {model} | {noise} | {snr} | {' | '.join(cells)} | {responsibility:.2f} | {seconds:.1f} |"
+    )
 
 
 def one_thread() -> None:

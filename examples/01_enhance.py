@@ -30,10 +30,10 @@ parser = argparse.ArgumentParser()
 parser.add_argument("--iterations", type=int, default=100)
 iterations = parser.parse_args().iterations
 
-# 1. A clip of a talking face, and babble added at 0 dB.
-clean, babble = (load_audio(CLIPS / f"{name}.flac").waveform for name in ("talker", "babble"))
+# 1. A clip of a talking face, and a workshop's noise added at 0 dB.
+clean, noise = (load_audio(CLIPS / f"{name}.flac").waveform for name in ("talker", "workshop"))
 lips = load_lips(CLIPS / "talker.npz")
-mixture, _ = mix_at_snr(clean, babble, 0)
+mixture, _ = mix_at_snr(clean, noise, 0)
 mixture = mixture / np.abs(mixture).max()
 
 # 2. In one call.
@@ -42,14 +42,14 @@ enhanced = pyro_avse.enhance(
 )
 before, after = score(mixture, clean), score(enhanced.speech, clean)
 print(f"SI-SDR {before.si_sdr:.1f} -> {after.si_sdr:.1f} dB")
-print(f"mean r(audio) = {enhanced.responsibilities[0].mean():.2f}: how often z_n looks like sound's")
+print(
+    f"mean r(audio) = {enhanced.responsibilities[0].mean():.2f}: how often z_n looks like sound's"
+)
 
 # 3. By hand. Everything lives on the STFT's grid: time down, frequency across.
 prior, stft = load_prior("min_vae_v2")
 x = stft.analyse(torch.from_numpy(mixture.astype(np.float32)))
-seen = torch.from_numpy(
-    lips_on_grid(lips, stft.frame_times(len(x)), duration=len(mixture) / 16000)
-)
+seen = torch.from_numpy(lips_on_grid(lips, stft.frame_times(len(x)), duration=len(mixture) / 16000))
 rng = torch.Generator().manual_seed(0)
 
 W, H = initial_factors(x.abs().square(), rank=10, rng=rng)  # noise variance W H (28)
@@ -79,4 +79,6 @@ with torch.no_grad():
     speech, _ = wiener_posterior(x, gamma, nmf_noise_variance(W, H))  # (45)
 
 by_hand = stft.synthesise(speech, len(mixture)).numpy()
-print(f"by hand {score(by_hand, clean).si_sdr:.1f} dB; accepted {chains.acceptance_rate.mean():.2f}")
+print(
+    f"by hand {score(by_hand, clean).si_sdr:.1f} dB; accepted {chains.acceptance_rate.mean():.2f}"
+)

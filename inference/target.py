@@ -94,5 +94,6 @@ class CollapsedTarget:
         latent = align_components(self.prior.latent_prior(self.lips), z.dim())
         V = self.prior.log_variance(z, self.lips).exp() + self.noise_variance
         log_likelihood = -(V.log() + self.power / V).sum(-1) - V.shape[-1] * math.log(math.pi)
-        log_weight = self.mixing_weight.log()[:, None, ..., None]
-        return torch.logsumexp(log_weight + latent.log_prob(z) + log_likelihood, dim=0)
+        pi = self.mixing_weight  # (component, ...), with or without utterance axes
+        pi = pi.reshape(len(pi), 1, *pi.shape[1:], *[1] * (z.dim() - 1 - pi.dim()))
+        return torch.logsumexp(pi.log() + latent.log_prob(z) + log_likelihood, dim=0)

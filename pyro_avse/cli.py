@@ -94,6 +94,8 @@ def enhance(
     if clean is not None:
         check_same_length(clean, audio)
     check_writable(output)
+    if output.exists() and output.samefile(noisy):
+        raise InputError(f"{output} is the recording itself: name another file with -o")
 
     say(f"{noisy}: {len(audio.waveform) / 16000:.2f} s with {model} and {inference}")
     result, row = measure(enhancer, recording, model, inference, clean, seed)

@@ -1,7 +1,7 @@
 """The demonstration: a bundled clip in bundled noise, enhanced by A-VAE and MIN-VAE, scored, written and drawn.
 
 The clip is the synthetic talker's: a voice, a face and a sentence that no bundled weights were trained on. The noise is
-babble of other synthetic voices. `python -m pyro_avse.demo` makes both anew.
+non-stationary, a workshop's. `python -m pyro_avse.demo` makes both anew.
 """
 
 from collections.abc import Callable
@@ -9,6 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float
 
 from pyro_avse.checkpoint import load_prior
 from pyro_avse.data.audio import (
@@ -19,7 +20,7 @@ from pyro_avse.data.audio import (
     save_audio,
 )
 from pyro_avse.data.lips import load_lips
-from pyro_avse.data.noise import mix_at_snr
+from pyro_avse.data.noise import mix_at_snr, pink_noise
 from pyro_avse.enhancer import DEFAULT_INFERENCE, Enhancer, find_scheme
 from pyro_avse.files import make_folder
 from pyro_avse.measure import measure
@@ -42,7 +43,7 @@ def run_demo(
 
     make_folder(out)
     check_writable(out / "noisy.wav")
-    clean, noise = (load_audio(CLIPS / f"{name}.flac") for name in ("talker", "babble"))
+    clean, noise = (load_audio(CLIPS / f"{name}.flac") for name in ("talker", "workshop"))
     lips = load_lips(CLIPS / "talker.npz")
     mixed, _ = mix_at_snr(clean.waveform, noise.waveform[: len(clean.waveform)], SNR_DB)
     mixture = audio_from_array(0.9 * mixed / np.abs(mixed).max(), SAMPLE_RATE)
@@ -51,7 +52,9 @@ def run_demo(
 
     rows, results = [], {}
     for name in MODELS:
-        report(f"{len(clean.waveform) / SAMPLE_RATE:.1f} s of speech in babble at 0 dB: {name}")
+        report(
+            f"{len(clean.waveform) / SAMPLE_RATE:.1f} s of speech in a workshop's noise at 0 dB: {name}"
+        )
         prior, stft = load_prior(name)
         enhancer = Enhancer(prior, find_scheme(DEFAULT_INFERENCE), stft=stft, device=device)
         recording = enhancer.prepare(mixture, lips)
@@ -74,8 +77,7 @@ def run_demo(
 
 
 def make_clips(folder: Path = CLIPS) -> None:
-    """Speak the demonstration's clip and its babble anew; needs the extra `synth`."""
-    from pyro_avse.data.noise import babble
+    """Make the demonstration's clip and its noise anew; needs the extra `synth`."""
     from pyro_avse.data.synth import draw_speaker, synthesise_utterance
 
     seed = 20_000  # speakers of this seed are in no training corpus: those have small seeds
@@ -87,20 +89,26 @@ def make_clips(folder: Path = CLIPS) -> None:
     peak = np.abs(talker.waveform).max()
     save_audio(folder / "talker.flac", talker.waveform / peak * 0.9, SAMPLE_RATE)
     np.savez_compressed(folder / "talker.npz", lips=talker.lips, fps=talker.fps)
-    lines = (
-        "Some of us were waiting for the second train, which never came at all.",
-        "Please bring the yellow box of paper from the office down the hall.",
-        "He said that nobody had ever asked him such a question before.",
-        "Every summer the children build a small house in the old oak tree.",
-        "There is enough bread, but we should buy some butter and cheese.",
-        "When the music stopped the whole room was suddenly silent.",
-    )
-    voices = [
-        synthesise_utterance(draw_speaker(index, seed), line, seed=(seed, index)).waveform
-        for index, line in enumerate(lines, start=2)
-    ]
-    noise = babble(voices, len(talker.waveform), np.random.default_rng(seed))
-    save_audio(folder / "babble.flac", 0.9 * noise / np.abs(noise).max(), SAMPLE_RATE)
+    noise = workshop(len(talker.waveform), np.random.default_rng(seed))
+    save_audio(folder / "workshop.flac", 0.9 * noise / np.abs(noise).max(), SAMPLE_RATE)
+
+
+def workshop(num_samples: int, rng: np.random.Generator) -> Float[np.ndarray, " sample"]:
+    """Non-stationary noise: air that blows in gusts, and metal struck now and then."""
+    knots = np.arange(0, num_samples + 4000, 4000)  # a gust changes every quarter of a second
+    strength = 0.1 + np.abs(rng.standard_normal(len(knots)))
+    air = np.interp(np.arange(num_samples), knots, strength) * pink_noise(num_samples, rng)
+    metal = np.zeros(num_samples + 8000)
+    seconds = np.arange(8000) / SAMPLE_RATE
+    start = int(rng.uniform(0, 6500))
+    while start < num_samples:
+        partials = rng.uniform(600, 5000, 6)[:, None]  # Hz
+        phases = rng.uniform(0, 2 * np.pi, (6, 1))
+        ring = np.sin(2 * np.pi * partials * seconds + phases).sum(0) * np.exp(-30 * seconds)
+        metal[start : start + 8000] += rng.uniform(0.5, 1) * ring
+        start += int(rng.uniform(2500, 6500))
+    metal = metal[:num_samples]
+    return air / np.std(air) + 0.5 * metal / np.std(metal)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,8 @@ class Data:
     level_range_db: float = 0.0
     """Every frame of a minibatch is made quieter by up to this many dB, uniformly at random: at test time speech lies
     under the peak of the mixture."""
+    noisy_fraction: float = 0.0
+    """Share of the training frames whose audio encoder hears noise: uniform on the power, 0 dB; the target is clean."""
     hop: int = 533
     """Samples from one STFT frame to the next; the window has 1024."""
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from pyro_avse.models import MODELS, MINVAEv2
 from pyro_avse.models.nets import Decoder
 
+torch.set_num_threads(1)  # these networks are small: more threads cost more than they bring
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 

@@ -350,16 +350,6 @@ def test_ancestral_sampling(name, small_prior, random_power, random_lips) -> Non
     assert max_z(2) > 5
 
 
-def wrapped(prior: nn.Module) -> tuple:
-    """The pair as a user of pyro.infer.SVI passes it, the networks registered in the param store."""
-
-    def model(*args: Tensor) -> None:
-        pyro.module("prior", prior)
-        prior.model(*args)
-
-    return model, prior.guide
-
-
 @every_model
 @pytest.mark.parametrize("registered", [True, False])
 def test_svi_trains_what_is_registered(
@@ -369,8 +359,12 @@ def test_svi_trains_what_is_registered(
     prior = small_prior(name)
     before = {key: p.detach().clone() for key, p in prior.named_parameters()}
     elbo = TraceEnum_ELBO(max_plate_nesting=1) if prior.num_components > 1 else Trace_ELBO()
-    pair = wrapped(prior) if registered else (prior.model, prior.guide)
-    svi = SVI(*pair, Adam({"lr": 1e-2}), elbo)
+
+    def model(*args: Tensor) -> None:
+        pyro.module("prior", prior)
+        prior.model(*args)
+
+    svi = SVI(model if registered else prior.model, prior.guide, Adam({"lr": 1e-2}), elbo)
     for _ in range(3):
         assert math.isfinite(svi.step(random_power(6, 7), random_lips(6)))
     changed = {key for key, p in prior.named_parameters() if not torch.equal(p, before[key])}

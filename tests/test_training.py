@@ -24,8 +24,9 @@ from pyro_avse.models.mixture import (
     mixture_free_energy,
     update_responsibilities,
 )
-from pyro_avse.recipe import Recipe, Training
-from pyro_avse.training import Trainer, check_elbo, enumerated_negative_elbo, seeded, train
+from pyro_avse.recipe import Data, Recipe, Training
+from pyro_avse.svi import Trainer, check_elbo, enumerated_negative_elbo, seeded
+from pyro_avse.training import train
 from pyro_avse.typing import InputError
 
 MIXTURE = "min_vae_v2"
@@ -46,11 +47,16 @@ def trainer(
 ) -> Callable[..., Trainer]:
     """trainer(responsibilities=..., elbo=...): a small MIN-VAE in float64 with 12 frames to train on."""
 
-    def build(responsibilities: Any = "step", elbo: Any = None) -> Trainer:
-        frames = Frames(random_power(12, 7), random_lips(12))
+    def build(
+        responsibilities: Any = "step",
+        elbo: Any = None,
+        frames: int = 12,
+        noisy_fraction: float = 0.0,
+    ) -> Trainer:
+        data = Frames(random_power(frames, 7), random_lips(frames))
         settings = replace(STEPS, batch_size=5, responsibilities=responsibilities)
-        recipe = Recipe(MIXTURE, training=settings)
-        return Trainer(small_prior(MIXTURE), recipe, frames, frames, elbo=elbo)
+        recipe = Recipe(MIXTURE, data=Data(noisy_fraction=noisy_fraction), training=settings)
+        return Trainer(small_prior(MIXTURE), recipe, data, data, elbo=elbo)
 
     return build
 
@@ -113,7 +119,7 @@ def test_step_loss_is_minus_logsumexp(trainer: Callable[..., Trainer]) -> None:
     run = trainer()
     power, lips = run.train.power, run.train.lips
     with seeded(1):
-        loss, r = run._loss(power, lips, torch.arange(12))
+        loss, r = run._loss(power, lips, power, torch.arange(12))
     with seeded(1):
         J = enumerated_negative_elbo(run.prior, power, lips)
     log_pi = run.prior.mixing_weight.log()[:, None]
@@ -126,7 +132,7 @@ def test_step_gradient_is_that_of_the_papers_loss(trainer: Callable[..., Trainer
     run = trainer()
     power, lips = run.train.power, run.train.lips
     with seeded(1):
-        found = gradient(run._loss(power, lips, torch.arange(12))[0], run.prior)
+        found = gradient(run._loss(power, lips, power, torch.arange(12))[0], run.prior)
 
     def papers(*, fresh: bool) -> dict[str, Tensor]:
         with seeded(1):
@@ -213,7 +219,7 @@ def test_responsibilities_are_constants(
 ) -> None:
     """r(alpha_n) has no gradient, and neither have pi and the table."""
     run = trainer(responsibilities)
-    _, r = run._loss(run.train.power, run.train.lips, torch.arange(12))
+    _, r = run._loss(*run._batch(torch.arange(12)), torch.arange(12))
     assert not r.requires_grad
     run.run_epoch()
     assert not run.prior.mixing_weight.requires_grad
@@ -334,7 +340,7 @@ def test_early_stopping_keeps_the_best_epoch(
     run.recipe = replace(run.recipe, training=replace(STEPS, epochs=100, patience=3))
     bounds = iter([1.0, 4.0, 3.0, 3.5, 2.0, 9.0])
     monkeypatch.setattr(
-        "pyro_avse.training.validate",
+        "pyro_avse.svi.validate",
         lambda prior, frames, seed: {"valid_elbo": next(bounds)},
     )
     states = []
@@ -352,3 +358,20 @@ def test_a_run_ends_after_its_epochs(trainer: Callable[..., Trainer]) -> None:
     while not run.finished:
         run.run_epoch()
     assert len(run.history) == STEPS.epochs
+
+
+def test_noise_is_heard_by_the_audio_encoder_alone(trainer: Callable[..., Trainer]) -> None:
+    """Noise injection: a share of the frames, uniform on the power, 0 dB over all frames; the target stays clean."""
+    run = trainer(frames=3000, noisy_fraction=1 / 3)
+    index = torch.arange(3000)
+    power, _, heard = run._batch(index)
+    assert torch.equal(power, run.train.power)
+    noise = heard - power
+    hit = (noise != 0).any(1)
+    assert 0.30 < hit.float().mean() < 0.37  # 1/3 within four standard deviations
+    assert torch.equal(hit, run.noisy)
+    mean = float(noise[hit].mean() / power.mean())
+    assert abs(mean - 1) < 0.02  # 0 dB; 7000 draws, uniform on [0, 2]
+    assert 1.9 < float(noise.max() / power.mean()) <= 2
+    again = trainer(frames=3000, noisy_fraction=1 / 3)
+    assert torch.equal(again.noisy, run.noisy)  # the same frames in every epoch and after a resume

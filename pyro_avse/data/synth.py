@@ -25,7 +25,7 @@ from pyro_avse.data.espeak import speak
 from pyro_avse.data.mouth import Face, articulate, draw_face, render
 from pyro_avse.data.noise import add_noise_floor
 from pyro_avse.data.sentences import draw_sentence
-from pyro_avse.files import write_atomically
+from pyro_avse.files import make_folder, write_atomically
 from pyro_avse.typing import InputError
 
 SAMPLE_RATE = 16000
@@ -238,7 +238,7 @@ def _claim(out: Path, settings: dict[str, object]) -> None:
         if found != settings:
             raise InputError(f"{out} holds a corpus of other settings: choose an empty folder")
         return
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     write_atomically(path, (json.dumps(settings, indent=1) + "\n").encode())
 
 

@@ -1,0 +1,295 @@
+"""One training run: SVI with the mixture variable enumerated. [Sadeghi2021] (17)-(25)
+
+The loss of a minibatch is minus the bound (17), from Pyro's traces of `model` and `guide` with alpha_n enumerated. What
+r(alpha_n) is held at, always detached, is the recipe's choice:
+
+    step    (22) with J_k = log q(z_k) - log p(s | z_k) - log p(z_k | k) at this step's own draws, where the loss
+            becomes -logsumexp_k(log pi_k - J_k): again a bound, and its gradient is that of (23)
+    epoch   a table, refreshed by (21) and (22) in a pass without gradients after every epoch: the paper's
+
+and pi is the mean of r (25) after every epoch. Each epoch seeds its own draws, and a snapshot holds all that the next
+one depends on.
+"""
+
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from pyro import poutine
+from pyro.infer import ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
+from pyro.infer.enum import get_importance_trace
+from torch import Tensor
+
+from pyro_avse.checkpoint import load_state
+from pyro_avse.data.frames import Frames
+from pyro_avse.models.mixture import (
+    component_elbo_terms,
+    component_negative_elbo,
+    mixture_free_energy,
+    update_mixing_weight,
+    update_responsibilities,
+)
+from pyro_avse.recipe import Recipe
+from pyro_avse.typing import JSON, InputError, Responsibilities, SpeechPrior
+
+
+class Trainer:
+    """One training run, an epoch at a time."""
+
+    def __init__(
+        self,
+        prior: Any,
+        recipe: Recipe,
+        train: Frames,
+        valid: Frames,
+        *,
+        elbo: ELBO | None = None,
+    ) -> None:
+        self.prior, self.recipe, self.elbo = prior, recipe, elbo
+        self.train, self.valid = train, valid
+        self.optimiser = torch.optim.Adam(
+            prior.parameters(), lr=recipe.training.learning_rate, fused=True
+        )
+        self.noise_level, self.noisy = self._noise_injection()
+        self.history: list[JSON] = []
+        self.best: dict[str, Tensor] = {}
+        self.table: Tensor | None = None
+        if prior.num_components > 1 and recipe.training.responsibilities == "epoch":
+            self.table = torch.full((prior.num_components, len(train)), 1 / prior.num_components)
+
+    @property
+    def finished(self) -> bool:
+        """All epochs run, or none better than the best for `patience` epochs."""
+        if not self.history:
+            return False
+        best = max(self.history, key=lambda row: row["valid_elbo"])["epoch"]
+        last = len(self.history) - 1
+        options = self.recipe.training
+        return last + 1 >= options.epochs or last - best >= options.patience
+
+    def run_epoch(self) -> JSON:
+        """One pass over the training frames, pi by (25), and the validation ELBO; returns the log's line."""
+        epoch = len(self.history)
+        rate = self._learning_rate(epoch)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        with seeded(self.recipe.seed, epoch, device=self.device):
+            train_elbo, mean_responsibility = self._pass_over_frames()
+            if self.table is not None:
+                self._refresh_table()
+                mean_responsibility = update_mixing_weight(self.table)
+        self.prior.mixing_weight.copy_(mean_responsibility)  # (25)
+        row = {
+            "epoch": epoch,
+            "learning_rate": rate,
+            "train_elbo": train_elbo,
+            **validate(self.prior, self.valid, seed=self.recipe.seed),
+            "mixing_weight": self.prior.mixing_weight.tolist(),
+        }
+        if not self.history or row["valid_elbo"] > max(r["valid_elbo"] for r in self.history):
+            self.best = {name: t.detach().clone() for name, t in self.prior.state_dict().items()}
+        self.history.append(row)
+        return row
+
+    def _pass_over_frames(self) -> tuple[float, Tensor]:
+        """Mean ELBO of the epoch's steps, and the mean of the r(alpha_n) they used."""
+        size, count = self.recipe.training.batch_size, len(self.train)
+        order = torch.randperm(count)
+        total = torch.zeros((), device=self.device)
+        responsibility = torch.zeros_like(self.prior.mixing_weight)
+        for index in order.split(size):
+            loss, r = self._loss(*self._batch(index), index)
+            self.optimiser.zero_grad()
+            (loss / len(index)).backward()
+            self.optimiser.step()
+            total -= loss.detach()
+            responsibility += r.sum(-1)
+        return float(total) / count, responsibility / count
+
+    def _loss(
+        self, power: Tensor, lips: Tensor | None, heard: Tensor, index: Tensor
+    ) -> tuple[Tensor, Responsibilities]:
+        """Minus the bound of a minibatch, and the r(alpha_n) it was taken at."""
+        heard_by = {"encoder_power": heard}
+        model, guide, pi = self.prior.model, self.prior.guide, self.prior.mixing_weight
+        if self.prior.num_components == 1:
+            elbo = self.elbo or TraceMeanField_ELBO()
+            loss = elbo.differentiable_loss(model, guide, power, lips, **heard_by)
+            return loss, power.new_ones(1, len(power))
+        if self.table is None and self.elbo is None:
+            J = enumerated_negative_elbo(self.prior, power, lips, **heard_by)
+            r = update_responsibilities(J.detach(), pi)
+            return mixture_free_energy(r, J, pi).sum(), r
+        if self.table is not None:
+            r = self.table[:, index].to(power.device)
+        else:
+            with torch.no_grad():
+                J = component_negative_elbo(self.prior, power, lips, **heard_by)
+                r = update_responsibilities(J, pi)
+        elbo = self.elbo or TraceEnum_ELBO(max_plate_nesting=1)
+        loss = elbo.differentiable_loss(model, guide, power, lips, responsibilities=r, **heard_by)
+        return loss, r
+
+    @torch.no_grad()
+    def _refresh_table(self) -> None:
+        """r(alpha_n) of all training frames by (21) and (22)."""
+        assert self.table is not None
+        for index in torch.arange(len(self.train)).split(4096):
+            power, lips, heard = self._batch(index)
+            J = component_negative_elbo(self.prior, power, lips, encoder_power=heard)
+            self.table[:, index] = update_responsibilities(J, self.prior.mixing_weight).cpu()
+
+    def _batch(self, index: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Clean power, lips, and the power that the audio encoder hears."""
+        power = self.train.power[index].to(self.device)
+        if quieter := self.recipe.data.level_range_db:
+            power = power * 10 ** (-0.1 * quieter * torch.rand(len(index), 1, device=self.device))
+        lips = self.train.lips
+        heard = power
+        if self.noise_level:
+            hit = self.noisy[index].to(self.device)[:, None]
+            heard = power + hit * self.noise_level * torch.rand_like(power)
+        return power, None if lips is None else lips[index].to(self.device), heard
+
+    def _noise_injection(self) -> tuple[float, Tensor]:
+        """Level and frames of the noise on the audio encoder's input (Sec. IV-B): uniform on the power, 0 dB.
+
+        The SNR is that of all training frames together: noise drawn from [0, level] has the mean power of speech.
+        The frames are drawn once for the run; what the decoder has to explain stays clean.
+        """
+        with seeded(self.recipe.seed, 0, 1):
+            noisy = torch.rand(len(self.train)) < self.recipe.data.noisy_fraction
+        level = 2 * float(self.train.power.mean(dtype=torch.float64))
+        return (level if self.recipe.data.noisy_fraction else 0.0), noisy
+
+    def _learning_rate(self, epoch: int) -> float:
+        options = self.recipe.training
+        if options.schedule == "constant":
+            return options.learning_rate
+        fall = 0.5 * (1 + np.cos(np.pi * epoch / options.epochs))
+        return options.learning_rate * float(0.02 + 0.98 * fall)
+
+    @property
+    def device(self) -> torch.device:
+        return self.prior.mixing_weight.device
+
+    def snapshot(self, settings: JSON) -> tuple[dict[str, Tensor], JSON]:
+        """All that the next epoch depends on."""
+        tensors = {f"model.{k}": v for k, v in self.prior.state_dict().items()}
+        tensors |= {f"best.{k}": v for k, v in self.best.items()}
+        for name, parameter in self.prior.named_parameters():
+            for key, value in self.optimiser.state[parameter].items():
+                tensors[f"adam.{name}.{key}"] = value
+        if self.table is not None:
+            tensors["table"] = self.table
+        return tensors, {"recipe": settings, "data": self.digest, "history": self.history}
+
+    def restore(self, tensors: dict[str, Tensor], header: JSON, *, path: Path) -> None:
+        """Go back to a `snapshot`."""
+        if header["data"] != self.digest:
+            raise InputError(
+                f"{path}: was trained on other data than --data now holds: give the same folders in "
+                "the same order"
+            )
+        part: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "adam": {}}
+        for name, tensor in tensors.items():
+            prefix, _, rest = name.partition(".")
+            if prefix in part:
+                part[prefix][rest] = tensor.to(self.device)
+        load_state(self.prior, part["model"], path)
+        self.best, self.history = part["best"], header["history"]
+        for name, parameter in self.prior.named_parameters():
+            self.optimiser.state[parameter] = {
+                key: part["adam"][f"{name}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq")
+            }
+        if self.table is not None:
+            self.table = tensors["table"]
+
+    @cached_property
+    def digest(self) -> list[int]:
+        """A checksum of all training and validation frames: another order is other data."""
+        parts = (self.train.power, self.train.lips, self.valid.power, self.valid.lips)
+        return [zlib.crc32(part.numpy().tobytes()) for part in parts if part is not None]
+
+
+def enumerated_negative_elbo(
+    prior: SpeechPrior,
+    power: Float[Tensor, "frame freq"],
+    lips: Tensor | None,
+    *,
+    encoder_power: Tensor | None = None,
+) -> Float[Tensor, "component frame"]:
+    """J_k = log q(z_k) - log p(s | z_k) - log p(z_k | k), from one trace with alpha_n enumerated.
+
+    One draw z_k of each component's encoder. Unlike (21) the divergence too is taken at the draw, so that
+    logsumexp_k(log pi_k - J_k) is in expectation no more than log p(s).
+    """
+    held = power.new_ones(prior.num_components, len(power)) / prior.num_components  # not used by J
+    given = {"responsibilities": held, "encoder_power": encoder_power}
+    with poutine.enum(first_available_dim=-2):
+        model_trace, guide_trace = get_importance_trace(
+            "flat", 1, prior.model, prior.guide, (power, lips), given
+        )
+    model, guide = model_trace.nodes, guide_trace.nodes
+    return guide["z"]["log_prob"] - model["s"]["log_prob"] - model["z"]["log_prob"]
+
+
+@torch.no_grad()
+def validate(prior: Any, frames: Frames, *, seed: int) -> JSON:
+    """The bound (17) and its parts on held-out frames, in nats a frame, by one draw each of a fixed seed."""
+    device = prior.mixing_weight.device
+    sums = torch.zeros(3, device=device)
+    responsibility = torch.zeros_like(prior.mixing_weight)
+    with seeded(seed, device=device):
+        for index in torch.arange(len(frames)).split(4096):
+            power = frames.power[index].to(device)
+            lips = None if frames.lips is None else frames.lips[index].to(device)
+            kl, log_likelihood = component_elbo_terms(prior, power, lips)
+            J = kl - log_likelihood
+            r = update_responsibilities(J, prior.mixing_weight)
+            elbo = -mixture_free_energy(r, J, prior.mixing_weight)
+            reconstruction = (r * log_likelihood).sum(0)
+            sums += torch.stack([elbo, reconstruction, reconstruction - elbo]).sum(-1)
+            responsibility += r.sum(-1)
+    elbo, reconstruction, kl = (sums / len(frames)).tolist()
+    return {
+        "valid_elbo": elbo,
+        "valid_reconstruction": reconstruction,
+        "valid_kl": kl,
+        "valid_responsibility": (responsibility / len(frames)).tolist(),
+    }
+
+
+def check_elbo(prior: Any, elbo: ELBO | None, frames: Frames) -> None:
+    """Refuse a pair that Pyro would train wrongly with only a warning: alpha_n sampled instead of enumerated."""
+    if prior.num_components == 1:
+        return
+    if elbo is not None and not isinstance(elbo, TraceEnum_ELBO):
+        raise InputError(
+            f"{type(elbo).__name__} does not enumerate alpha: take TraceEnum_ELBO(max_plate_nesting=1)"
+        )
+    lips = None if frames.lips is None else frames.lips[:2].to(prior.mixing_weight.device)
+    power = frames.power[:2].to(prior.mixing_weight.device)
+    with torch.random.fork_rng():
+        trace = poutine.trace(prior.guide).get_trace(power, lips)
+    for name, site in trace.nodes.items():
+        discrete = site["type"] == "sample" and getattr(site["fn"], "has_enumerate_support", False)
+        if discrete and site["infer"].get("enumerate") != "parallel":
+            raise InputError(
+                f'the guide\'s site {name!r} is not enumerated: add infer={{"enumerate": "parallel"}}'
+            )
+
+
+@contextmanager
+def seeded(*entropy: int, device: torch.device | None = None) -> Iterator[None]:
+    """Draws inside depend on these integers alone; the global generators stay as they were."""
+    cuda = [device] if device is not None and device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):
+        torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]))
+        yield
