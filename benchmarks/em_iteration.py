@@ -1,8 +1,8 @@
 """Milliseconds for one EM iteration of VEM with the random walk, at the paper's setting, against two references.
 
-MIN-VAE v2 with random weights, F = 513, L = 32, hidden 128, N = 150 frames, NMF rank 10, 40 Metropolis-Hastings steps of
-which 30 are burn-in. The references are measured in the same run: the 40 steps alone in plain torch (one decoder call a
-step), and the matrix products of those 40 decoder calls alone. Median of repeats; threads as torch has them.
+MIN-VAE v2 with random weights, F = 513, L = 32, hidden 128, N = 150 frames, NMF rank 10, 40 Metropolis-Hastings steps
+of which 30 are burn-in. The references are measured in the same run: the 40 steps alone in plain torch (one decoder
+call a step), and the matrix products of those 40 decoder calls alone. Median of repeats; threads as torch has them.
 
     python benchmarks/em_iteration.py
 """

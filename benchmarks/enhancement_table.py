@@ -1,7 +1,8 @@
 """How much the bundled models with VEM improve noisy GRID clips: the first table of docs/RESULTS.md.
 
 Every clip of grid/test is mixed with every noise at every SNR (a stretch drawn from a seed of its own), enhanced and
-scored; printed are mean improvements, output minus input. A score that cannot be had is left out of its mean, and counted.
+scored; printed are mean improvements, output minus input. A score that cannot be had is left out of its mean, and
+counted.
 
     python benchmarks/enhancement_table.py --data ../shared/data
 """
