@@ -8,8 +8,8 @@ The posterior of x = s + b is approximated by r(s_n) r(z_n) r(alpha_n) (32). Eac
     W, H, pi  (42), (43), (44): one multiplicative update of each
 
 over K components, so that A-VAE, V-VAE (K = 1) and the mixtures (K = 2) are the same lines. It starts with r(s) a point
-at x, as if the mixture were speech, and r(alpha) even. When to use it: it is the paper's algorithm and the cheapest;
-`collapsed` schemes, which do not pretend that s and z are independent, usually end better.
+at x, as if the mixture were speech, and r(alpha) even. When to use it: it is the paper's algorithm, and cheap. Its
+weakness is (32): given x, s and z are anything but independent, so the Wiener filter of (35) attenuates too much.
 """
 
 from dataclasses import dataclass, field

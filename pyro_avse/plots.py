@@ -79,7 +79,8 @@ def training_figure(history: Sequence[JSON], path: Path) -> None:
         "KL": ((1, 0), {"valid": "valid_kl"}),
     }
     for title, (place, keys) in curves.items():
-        for (label, key), colour in zip(keys.items(), (GREY, BLUE), strict=False):
+        for label, key in keys.items():
+            colour = BLUE if label == "valid" else GREY
             axes[place].plot(epochs, [row[key] for row in history], colour, label=label)
         axes[place].set(xlabel="epoch", ylabel="nats / frame")
         axes[place].set_title(title, fontsize=9)

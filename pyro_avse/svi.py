@@ -80,7 +80,13 @@ class Trainer:
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         with seeded(self.recipe.seed, epoch, device=self.device):
-            train_elbo, mean_responsibility = self._pass_over_frames()
+            try:
+                train_elbo, mean_responsibility = self._pass_over_frames()
+            except ValueError as error:  # Pyro refuses distributions whose parameters are NaN
+                reason = str(error).splitlines()[0]
+                raise InputError(
+                    f"training diverged in epoch {epoch} ({reason}): lower learning_rate"
+                ) from error
             if self.table is not None:
                 self._refresh_table()
                 mean_responsibility = update_mixing_weight(self.table)

@@ -375,3 +375,13 @@ def test_noise_is_heard_by_the_audio_encoder_alone(trainer: Callable[..., Traine
     assert 1.9 < float(noise.max() / power.mean()) <= 2
     again = trainer(frames=3000, noisy_fraction=1 / 3)
     assert torch.equal(again.noisy, run.noisy)  # the same frames in every epoch and after a resume
+
+
+def test_a_diverging_run_stops_with_the_cure(trainer: Callable[..., Trainer]) -> None:
+    """A bound that is not finite ends the run in one line, and the epoch is not recorded."""
+    run = trainer()
+    with torch.no_grad():
+        run.prior.decoder.log_variance.bias.fill_(torch.nan)
+    with pytest.raises(InputError, match=r"diverged in epoch 0 .*: lower learning_rate"):
+        run.run_epoch()
+    assert run.history == []
