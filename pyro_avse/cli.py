@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 from typer.exceptions import TyperException
 
+from pyro_avse.defaults import DEFAULT_INFERENCE, DEFAULT_MODEL
 from pyro_avse.errors import InputError
 
 app = typer.Typer(
@@ -63,8 +64,8 @@ def enhance(
     fps: Annotated[
         float | None, typer.Option(help="Of the lips, where their file does not say.")
     ] = None,
-    model: Annotated[str | None, typer.Option(help="Bundled name or weight file.")] = None,
-    inference: Annotated[str | None, typer.Option(help="Inference scheme.")] = None,
+    model: Annotated[str, typer.Option(help="Bundled name or weight file.")] = DEFAULT_MODEL,
+    inference: Annotated[str, typer.Option(help="Inference scheme.")] = DEFAULT_INFERENCE,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Sound file to write.")
     ] = None,
@@ -79,11 +80,10 @@ def enhance(
     from pyro_avse.checkpoint import load_prior
     from pyro_avse.data.audio import check_writable, load_audio, save_audio
     from pyro_avse.data.lips import load_lips
-    from pyro_avse.enhancer import DEFAULT_INFERENCE, DEFAULT_MODEL, Enhancer, find_scheme
+    from pyro_avse.enhancer import Enhancer, find_scheme
     from pyro_avse.measure import check_same_length, measure
 
     output = Path(f"{noisy.stem}_enhanced.wav") if output is None else output
-    model, inference = model or DEFAULT_MODEL, inference or DEFAULT_INFERENCE
     settings = {} if iterations is None else {"iterations": iterations}
     audio = load_audio(noisy, channel=channel)
     seen = None if lips is None else load_lips(lips, fps=fps)
@@ -151,8 +151,11 @@ def demo(
 @app.command()
 def train(
     recipe: Annotated[str, typer.Argument(help="Bundled name, as default/a_vae, or a TOML file.")],
-    data: Annotated[list[Path], typer.Option(help="Corpus folder; give it again for more.")],
+    data: Annotated[list[Path], typer.Option(help="Corpus folders, one or more.")],
     out: Annotated[Path, typer.Option(help="Folder for weights, log and curves.")],
+    more_data: Annotated[
+        list[Path] | None, typer.Argument(help="What follows --data after the first.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     device: DeviceOption = "auto",
 ) -> None:
@@ -172,7 +175,9 @@ def train(
                 f"{row['valid_kl']:.1f}, pi_n {r:.2f}",
             )
 
-        weights = run(loaded, data, out, resume=resume, device=place, progress=show)
+        weights = run(
+            loaded, [*data, *(more_data or [])], out, resume=resume, device=place, progress=show
+        )
     say(f"wrote {weights}")
 
 

@@ -21,7 +21,8 @@ from pyro_avse.data.audio import (
 )
 from pyro_avse.data.lips import load_lips
 from pyro_avse.data.noise import mix_at_snr, pink_noise
-from pyro_avse.enhancer import DEFAULT_INFERENCE, Enhancer, find_scheme
+from pyro_avse.defaults import DEFAULT_INFERENCE
+from pyro_avse.enhancer import Enhancer, find_scheme
 from pyro_avse.files import make_folder
 from pyro_avse.measure import measure
 from pyro_avse.typing import JSON

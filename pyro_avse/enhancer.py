@@ -11,13 +11,10 @@ from jaxtyping import Float, Float32, Shaped
 from pyro_avse.checkpoint import load_prior
 from pyro_avse.data.audio import SAMPLE_RATE, Audio, audio_from_array, restore
 from pyro_avse.data.lips import Lips, lips_from_array, lips_on_grid
+from pyro_avse.defaults import DEFAULT_INFERENCE, DEFAULT_MODEL
 from pyro_avse.inference import SCHEMES
 from pyro_avse.stft import STFT
 from pyro_avse.typing import InputError, Scheme, Separation, Spectrum
-
-DEFAULT_MODEL = "min_vae_v2"
-DEFAULT_INFERENCE = "vem"
-"""What `enhance` uses unless told otherwise; docs/RESULTS.md holds the table that set both."""
 
 
 @dataclass(frozen=True)

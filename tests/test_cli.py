@@ -293,7 +293,8 @@ def test_train_writes_weights_that_enhance(
     inputs: Path, tiny_corpus: Path, run: Run, tmp_path: Path
 ) -> None:
     """`train` leaves stdout empty and names its weights, which `enhance` takes; --resume is needed to go on."""
-    arguments = ["train", inputs / "good.toml", "--data", tiny_corpus, "--out", tmp_path / "run"]
+    arguments = ["train", inputs / "good.toml", "--data", tiny_corpus, tiny_corpus]
+    arguments += ["--out", tmp_path / "run"]
     code, out, err = run(*arguments, "--device", "cpu")
     assert (code, out) == (0, "")
     weights = tmp_path / "run" / "weights.safetensors"
