@@ -1,4 +1,4 @@
-"""How much the bundled models with VEM improve noisy GRID clips: the first table of docs/RESULTS.md.
+"""How much the bundled models and schemes improve noisy GRID clips: the tables of docs/RESULTS.md.
 
 Every clip of grid/test is mixed with every noise at every SNR (a stretch drawn from a seed of its own), enhanced and
 scored; printed are mean improvements, output minus input. A score that cannot be had is left out of its mean, and
@@ -8,6 +8,7 @@ counted.
 """
 
 import argparse
+import json
 import os
 import time
 import zlib
@@ -30,7 +31,8 @@ def main() -> None:
     parser.add_argument("--models", default="a_vae,v_vae,min_vae_v2", help="names or weight files")
     parser.add_argument("--noises", default="street_tram,kitchen,white")
     parser.add_argument("--snrs", default="-5,0,5", help="dB")
-    parser.add_argument("--exponent", type=float, help="of VEM's W and H updates, for an ablation")
+    parser.add_argument("--inference", default="vem", help="scheme for all models")
+    parser.add_argument("--settings", default="{}", help="of the scheme, a JSON object")
     parser.add_argument("--clips", type=int, help="only so many, spread over the split")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     args = parser.parse_args()
@@ -40,7 +42,7 @@ def main() -> None:
     clips = find_utterances(args.data / "grid", args.split)
     clips = clips[:: len(clips) // args.clips] if args.clips else clips
     tasks = [
-        (model, clip, noise, float(snr), args.data, args.exponent)
+        (model, clip, noise, float(snr), args.data, args.inference, args.settings)
         for model in args.models.split(",")
         for noise in args.noises.split(",")
         for snr in args.snrs.split(",")
@@ -62,14 +64,14 @@ def main() -> None:
             print_row(model, "all", snr, [row for row in mine if row["snr"] == float(snr)])
 
 
-def run(task: tuple[str, Any, str, float, Path, float | None]) -> dict[str, Any]:
+def run(task: tuple[str, Any, str, float, Path, str, str]) -> dict[str, Any]:
     """One clip in one noise, enhanced by one model."""
     from pyro_avse.data.audio import audio_from_array, load_audio
     from pyro_avse.data.lips import load_lips
     from pyro_avse.data.noise import mix_at_snr, take_noise, white_noise
     from pyro_avse.measure import measure
 
-    model, clip, noise, snr, data, exponent = task
+    model, clip, noise, snr, data, inference, settings = task
     clean = load_audio(clip.audio)
     rng = np.random.default_rng([zlib.crc32(f"{clip.name} {noise}".encode()), int(snr + 100)])
     count = len(clean.waveform)
@@ -78,21 +80,21 @@ def run(task: tuple[str, Any, str, float, Path, float | None]) -> dict[str, Any]
     else:
         segment, _ = take_noise(load_audio(data / "noise" / f"{noise}.flac").waveform, count, rng)
     mixture, _ = mix_at_snr(clean.waveform, segment, snr)
-    enhancer = load(model, exponent)
+    enhancer = load(model, inference, settings)
     recording = enhancer.prepare(audio_from_array(mixture, 16000), load_lips(clip.lips))
-    result, row = measure(enhancer, recording, model, "vem", clean, seed=0)
+    result, row = measure(enhancer, recording, model, inference, clean, seed=0)
     row |= {"noise": noise, "snr": snr, "responsibility": float(result.responsibilities[0].mean())}
     return row
 
 
 @cache
-def load(model: str, exponent: float | None) -> Any:
+def load(model: str, inference: str, settings: str) -> Any:
     from pyro_avse.checkpoint import load_prior
     from pyro_avse.enhancer import Enhancer, find_scheme
 
     prior, stft = load_prior(model)
-    settings = {} if exponent is None else {"exponent": exponent}
-    return Enhancer(prior, find_scheme("vem", **settings), stft=stft, device="cpu")
+    scheme = find_scheme(inference, **json.loads(settings))
+    return Enhancer(prior, scheme, stft=stft, device="cpu")
 
 
 def print_row(model: str, noise: str, snr: str, rows: list[dict[str, Any]]) -> None:

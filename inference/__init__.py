@@ -8,12 +8,18 @@ if __name__ != "pyro_avse.inference":
 
 from collections.abc import Callable
 
+from pyro_avse.inference.collapsed_vem import CollapsedVEM
+from pyro_avse.inference.mcem import MCEM
 from pyro_avse.inference.random_walk import RandomWalk
 from pyro_avse.inference.run import run_chains
 from pyro_avse.inference.vem import VEM
 from pyro_avse.typing import Kernel, Scheme
 
 KERNELS: dict[str, Callable[..., Kernel]] = {"random_walk": RandomWalk}
-SCHEMES: dict[str, Callable[..., Scheme]] = {"vem": VEM}
+SCHEMES: dict[str, Callable[..., Scheme]] = {
+    "vem": VEM,
+    "collapsed_vem": CollapsedVEM,
+    "mcem": MCEM,
+}
 
-__all__ = ["KERNELS", "SCHEMES", "VEM", "RandomWalk", "run_chains"]
+__all__ = ["KERNELS", "MCEM", "SCHEMES", "VEM", "CollapsedVEM", "RandomWalk", "run_chains"]

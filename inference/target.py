@@ -3,8 +3,9 @@
 MeanFieldTarget   r(z_n) of (36): exp of the expected log joint under r(s) r(alpha). For K components with decoders of
                   their own (VAE-MM, S24) the likelihood is averaged over components as the prior is.
 CollapsedTarget   p(z_n | x_n): s_n and alpha_n both integrated out, exactly. Slides S17, S18
+CollapsedMeanFieldTarget   r(z_n) of r(s) r(z, alpha): only alpha_n integrated out.
 
-Both are equal to what Pyro makes of `models/noisy_speech.py`; the tests show it.
+All are equal to what Pyro makes of `models/noisy_speech.py`; the tests show it.
 """
 
 import math
@@ -74,12 +75,13 @@ def expected_log_likelihood(
 
 @dataclass(frozen=True)
 class CollapsedTarget:
-    """log p(x_n, z_n) = log sum_k pi_k p(z_n|k) N_c(x_n; 0, sigma_k(z_n) + W H): s and alpha integrated out, S17.
+    """log p(x_n, z_n) = log sum_k pi_k p(z_n|k) N_c(x_n; 0, g_n sigma_k(z_n) + W H): s, alpha integrated out, S17.
 
     Attributes:
         power: |x|^2.
         noise_variance: W H.
         mixing_weight: pi.
+        gain: g_n > 0, by which speech's variance is louder than in training; None is 1.
     """
 
     prior: SpeechPrior
@@ -87,13 +89,64 @@ class CollapsedTarget:
     power: Power
     noise_variance: Power
     mixing_weight: MixingWeight
+    gain: Float[Tensor, "*utterance frame"] | None = None
     event_dim: int = 1
 
     def log_density(self, z: Codes) -> Float[Tensor, "*batch frame"]:
         """The log joint of x_n and z_n, its constants included, for codes (chain, ..., frame, latent)."""
-        latent = align_components(self.prior.latent_prior(self.lips), z.dim())
-        V = self.prior.log_variance(z, self.lips).exp() + self.noise_variance
+        return torch.logsumexp(self.component_log_joint(z), dim=0)
+
+    def component_log_joint(
+        self, z: Codes, log_variance: Tensor | None = None
+    ) -> Float[Tensor, "component *batch frame"]:
+        """log pi_k + log p(z_n|k) + log p(x_n|z_n, k); `log_variance` saves decoding z again."""
+        if log_variance is None:
+            log_variance = self.prior.log_variance(z, self.lips)
+        V = self.mixture_variance(log_variance)
         log_likelihood = -(V.log() + self.power / V).sum(-1) - V.shape[-1] * math.log(math.pi)
-        pi = self.mixing_weight  # (component, ...), with or without utterance axes
-        pi = pi.reshape(len(pi), 1, *pi.shape[1:], *[1] * (z.dim() - 1 - pi.dim()))
-        return torch.logsumexp(pi.log() + latent.log_prob(z) + log_likelihood, dim=0)
+        return log_component_prior(self.prior, self.lips, z, self.mixing_weight) + log_likelihood
+
+    def mixture_variance(
+        self, log_variance: Float[Tensor, "component *batch frame freq"]
+    ) -> Float[Tensor, "component *batch frame freq"]:
+        """E|x|^2 = g_n sigma_k(z_n) + W H."""
+        speech = log_variance.exp()
+        if self.gain is not None:
+            speech = self.gain[..., None] * speech
+        return speech + self.noise_variance
+
+
+@dataclass(frozen=True)
+class CollapsedMeanFieldTarget:
+    """log r(z_n) = log sum_k pi_k p(z_n|k) exp(sum_f -log sigma_k - (|m|^2 + nu) / sigma_k) + const.
+
+    The factor of z when r factorises as r(s) r(z, alpha) instead of (32): alpha is summed out of r(z, alpha), exactly.
+    """
+
+    prior: SpeechPrior
+    lips: Tensor | None
+    second_moment: Power
+    mixing_weight: MixingWeight
+    event_dim: int = 1
+
+    def log_density(self, z: Codes) -> Float[Tensor, "*batch frame"]:
+        """For codes (chain, ..., frame, latent)."""
+        return torch.logsumexp(self.component_log_joint(z), dim=0)
+
+    def component_log_joint(
+        self, z: Codes, log_variance: Tensor | None = None
+    ) -> Float[Tensor, "component *batch frame"]:
+        """log of the k-th term of the sum; `log_variance` saves decoding z again."""
+        if log_variance is None:
+            log_variance = self.prior.log_variance(z, self.lips)
+        log_likelihood = expected_log_likelihood(log_variance, self.second_moment)
+        return log_component_prior(self.prior, self.lips, z, self.mixing_weight) + log_likelihood
+
+
+def log_component_prior(
+    prior: SpeechPrior, lips: Tensor | None, z: Codes, mixing_weight: Tensor
+) -> Float[Tensor, "component *batch frame"]:
+    """log pi_k + log p(z_n | k): (10), (11). `mixing_weight` (component, ...), with or without utterance axes."""
+    pi = mixing_weight
+    pi = pi.reshape(len(pi), 1, *pi.shape[1:], *[1] * (z.dim() - 1 - pi.dim()))
+    return pi.log() + align_components(prior.latent_prior(lips), z.dim()).log_prob(z)
