@@ -25,7 +25,7 @@ from pyro_avse.data.corpus import find_utterances
 from pyro_avse.data.frames import Frames, load_frames
 from pyro_avse.files import make_folder, write_atomically
 from pyro_avse.models import MODELS
-from pyro_avse.recipe import Recipe
+from pyro_avse.recipe import Recipe, load_recipe
 from pyro_avse.stft import STFT
 from pyro_avse.svi import Trainer, check_elbo, seeded
 from pyro_avse.typing import JSON, InputError
@@ -36,8 +36,8 @@ LOG, CURVES = "log.jsonl", "curves.png"
 
 
 def train(
-    recipe: Recipe,
-    data: Iterable[str | Path],
+    recipe: Recipe | str | Path,
+    data: str | Path | Iterable[str | Path],
     out: str | Path,
     *,
     resume: bool = False,
@@ -48,7 +48,8 @@ def train(
     """Train a prior by maximising the bound (18), and return the path of its weights.
 
     Args:
-        data: corpus folders, whose train and valid splits are used.
+        recipe: a recipe, the name of a bundled one ("default/a_vae"), or a TOML file.
+        data: corpus folders, or one, whose train and valid splits are used.
         out: folder for weights.safetensors, checkpoint.safetensors, log.jsonl (a line an epoch) and
             curves.png.
         resume: go on where a run in `out` stopped; without it a folder that holds one is refused.
@@ -61,6 +62,9 @@ def train(
     from pyro_avse.plots import training_figure  # matplotlib takes a second to load
 
     out = Path(out)
+    if not isinstance(recipe, Recipe):
+        recipe = load_recipe(recipe)
+    roots = [data] if isinstance(data, str | Path) else list(data)
     stft = STFT(hop=recipe.data.hop)
     settings = json.loads(json.dumps(asdict(recipe)))
     checkpoint = _find_checkpoint(out, settings, resume)
@@ -69,7 +73,6 @@ def train(
         raise InputError(
             f"[options] num_freqs is {prior.num_freqs}, the STFT has {stft.n_fft // 2 + 1}: leave it out"
         )
-    roots = list(data)
     train_frames, valid_frames = (
         _load_split(roots, split, recipe, stft, prior.uses_lips) for split in SPLITS
     )

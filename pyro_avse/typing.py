@@ -104,6 +104,14 @@ class Target(Protocol):
     """An unnormalised log density over z, evaluated for all chains, utterances and frames at once.
 
     `event_dim` 1: frames are independent, so a kernel accepts per frame; 2: the utterance is one event.
+
+    Some kernels need more, and refuse a target that has it not (an attribute that is absent, or None):
+
+        gaussian, log_likelihood(z)   the density is the Normal `gaussian` times a likelihood: pcn, elliptical_slice
+        component_log_joint(z)        (component, chain, ..., frame), whose logsumexp is the density: gibbs
+        components                    p(z | k), a Normal batched (component, 1, ..., frame): pcn inside gibbs
+        proposal                      a Normal near the density, and wider: independence
+        value_and_grad(z)             the density and its gradient, where that is faster than autograd: mala, ula, hmc
     """
 
     @property
@@ -115,7 +123,7 @@ class Target(Protocol):
 
 @dataclass(frozen=True)
 class State:
-    """The least that the next step needs."""
+    """The least that the next step needs; a kernel that needs more has a subclass with more tensors."""
 
     z: Tensor
     """The codes, (chain, ..., frame, latent)."""
@@ -125,18 +133,21 @@ class State:
 
 @dataclass(frozen=True)
 class Info:
-    """Diagnostics of one step; nothing depends on them."""
+    """Diagnostics of one step; nothing depends on them. A kernel that knows more has a subclass."""
 
     accepted: Tensor
     """Whether each frame's proposal was accepted, (chain, ..., frame), bool."""
 
 
 class Kernel(Protocol):
-    """One Markov transition; a frozen dataclass whose fields are its tuning constants."""
+    """One Markov transition; a frozen dataclass whose fields are its tuning constants.
+
+    `step` takes the state that its own `init` or `step` made, which may be a subclass of `State`.
+    """
 
     def init(self, target: Target, z: Tensor) -> State: ...
 
-    def step(self, target: Target, state: State, *, rng: torch.Generator) -> tuple[State, Info]: ...
+    def step(self, target: Target, state: Any, *, rng: torch.Generator) -> tuple[State, Info]: ...
 
 
 @dataclass(frozen=True)

@@ -317,3 +317,15 @@ def test_trained_weights_enhance(trained: Path) -> None:
     prior, stft = load_prior(trained / WEIGHTS)
     assert isinstance(prior, MODELS["a_vae"])
     assert stft == STFT()
+
+
+def test_recipe_by_file_and_data_as_one_folder(tiny_corpus: Path, tmp_path: Path) -> None:
+    """A recipe's file and a single folder are as good as a `Recipe` and a list."""
+    path = tmp_path / "tiny.toml"
+    path.write_text(
+        'model = "a_vae"\noptions = {hidden = 8, latent_dim = 3}\ntraining = {epochs = 1}\n'
+    )
+    recipe = Recipe("a_vae", options={"hidden": 8, "latent_dim": 3}, training=Training(epochs=1))
+    one = train(path, tiny_corpus, tmp_path / "one")
+    other = train(recipe, [tiny_corpus], tmp_path / "other")
+    assert one.read_bytes() == other.read_bytes()
