@@ -9,13 +9,29 @@ if __name__ != "pyro_avse.inference":
 from collections.abc import Callable
 
 from pyro_avse.inference.collapsed_vem import CollapsedVEM
+from pyro_avse.inference.elliptical_slice import EllipticalSlice
+from pyro_avse.inference.gibbs import Gibbs
+from pyro_avse.inference.hmc import HMC
+from pyro_avse.inference.independence import Independence
+from pyro_avse.inference.mala import MALA
 from pyro_avse.inference.mcem import MCEM
+from pyro_avse.inference.pcn import PCN
 from pyro_avse.inference.random_walk import RandomWalk
 from pyro_avse.inference.run import run_chains
+from pyro_avse.inference.ula import ULA
 from pyro_avse.inference.vem import VEM
 from pyro_avse.typing import Kernel, Scheme
 
-KERNELS: dict[str, Callable[..., Kernel]] = {"random_walk": RandomWalk}
+KERNELS: dict[str, Callable[..., Kernel]] = {
+    "random_walk": RandomWalk,
+    "pcn": PCN,
+    "elliptical_slice": EllipticalSlice,
+    "mala": MALA,
+    "ula": ULA,
+    "hmc": HMC,
+    "independence": Independence,
+    "gibbs": Gibbs,
+}
 SCHEMES: dict[str, Callable[..., Scheme]] = {
     "vem": VEM,
     "collapsed_vem": CollapsedVEM,

@@ -4,11 +4,16 @@ A proposal is taken with probability min(1, exp(log_ratio)). Where the ratio is 
 region in which the target is defined, it is rejected: a chain never enters such a region.
 """
 
+from dataclasses import fields
+from typing import TypeVar
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from pyro_avse.typing import Info, State
+
+S = TypeVar("S", bound=State)
 
 
 def metropolis_accept(
@@ -20,10 +25,16 @@ def metropolis_accept(
 
 
 def accept_or_reject(
-    state: State, proposal: State, log_ratio: Float[Tensor, "*batch frame"], *, rng: torch.Generator
-) -> tuple[State, Info]:
-    """`proposal` where it is accepted, `state` elsewhere."""
+    state: S, proposal: S, log_ratio: Float[Tensor, "*batch frame"], *, rng: torch.Generator
+) -> tuple[S, Info]:
+    """`proposal` where it is accepted, `state` elsewhere, in every field of the two.
+
+    Fields are tensors whose leading axes are log_ratio's, (chain, ..., frame); more may follow, as latent does in z.
+    """
     accepted = metropolis_accept(log_ratio, rng=rng)
-    z = torch.where(accepted[..., None], proposal.z, state.z)
-    log_density = torch.where(accepted, proposal.log_density, state.log_density)
-    return State(z, log_density), Info(accepted)
+    chosen = {}
+    for field in fields(state):
+        new, old = getattr(proposal, field.name), getattr(state, field.name)
+        mask = accepted.reshape(*accepted.shape, *[1] * (new.dim() - accepted.dim()))
+        chosen[field.name] = torch.where(mask, new, old)
+    return type(state)(**chosen), Info(accepted)

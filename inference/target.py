@@ -11,6 +11,7 @@ All are equal to what Pyro makes of `models/noisy_speech.py`; the tests show it.
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -18,7 +19,15 @@ from pyro.distributions import Independent, Normal
 from torch import Tensor
 
 from pyro_avse.distributions import align_components
-from pyro_avse.typing import Codes, MixingWeight, Power, Responsibilities, SpeechPrior
+from pyro_avse.typing import (
+    Codes,
+    InputError,
+    MixingWeight,
+    Power,
+    Responsibilities,
+    SpeechPrior,
+    Target,
+)
 
 
 @dataclass(frozen=True)
@@ -28,6 +37,7 @@ class MeanFieldTarget:
     Attributes:
         second_moment: E|s|^2 = |m|^2 + nu under r(s), in |STFT|^2.
         responsibilities: r(alpha_n).
+        proposal: what `independence` proposes from, a Normal over z that broadcasts to (chain, ..., frame).
     """
 
     prior: SpeechPrior
@@ -35,6 +45,7 @@ class MeanFieldTarget:
     second_moment: Power
     responsibilities: Responsibilities
     event_dim: int = 1
+    proposal: Independent | None = None
 
     def log_density(self, z: Codes) -> Float[Tensor, "*batch frame"]:
         """(36) for codes (chain, ..., frame, latent)."""
@@ -65,6 +76,27 @@ class MeanFieldTarget:
         r = self.responsibilities[:, None]
         return (r * torch.where(r > 0, terms, 0)).sum(0)
 
+    def value_and_grad(self, z: Codes) -> tuple[Float[Tensor, "*batch frame"], Codes]:
+        """(36) and its gradient in z, with one pass back through the decoder and none through what stands after it.
+
+        d log r / d log sigma_k = r_k (E|s|^2 / sigma_k - 1) is known, and so is the Gaussian's score.
+        """
+        with torch.enable_grad():
+            z = z.detach().requires_grad_()
+            log_variance = self.prior.log_variance(z, self.lips)
+        with torch.no_grad():
+            log_sigma, prior = log_variance.detach(), self.gaussian
+            ratio = self.second_moment * torch.exp(-log_sigma)
+            value, slope = -(log_sigma + ratio).sum(-1), ratio.sub_(1)
+            if len(value) > 1:
+                r = self.responsibilities[:, None]
+                value = r * torch.where(r > 0, value, 0)
+                slope = r[..., None] * torch.where(r[..., None] > 0, slope, 0)
+            value = value.sum(0) + prior.log_prob(z)
+            score = (prior.mean - z) / prior.variance
+        (gradient,) = torch.autograd.grad(log_variance, z, slope)
+        return value, gradient + score
+
 
 def expected_log_likelihood(
     log_variance: Float[Tensor, "component *batch frame freq"], second_moment: Power
@@ -82,6 +114,7 @@ class CollapsedTarget:
         noise_variance: W H.
         mixing_weight: pi.
         gain: g_n > 0, by which speech's variance is louder than in training; None is 1.
+        proposal: as in `MeanFieldTarget`.
     """
 
     prior: SpeechPrior
@@ -91,10 +124,25 @@ class CollapsedTarget:
     mixing_weight: MixingWeight
     gain: Float[Tensor, "*utterance frame"] | None = None
     event_dim: int = 1
+    proposal: Independent | None = None
 
     def log_density(self, z: Codes) -> Float[Tensor, "*batch frame"]:
         """The log joint of x_n and z_n, its constants included, for codes (chain, ..., frame, latent)."""
         return torch.logsumexp(self.component_log_joint(z), dim=0)
+
+    @cached_property
+    def components(self) -> Independent:
+        """p(z_n | k), batch (component, 1, ..., frame | 1): the 1 is for chains."""
+        return align_components(self.prior.latent_prior(self.lips), self.power.dim() + 1)
+
+    @cached_property
+    def gaussian(self) -> Independent | None:
+        """p(z_n) where the prior has one component; None where it is a mixture."""
+        return single_component(self.components)
+
+    def log_likelihood(self, z: Codes) -> Float[Tensor, "*batch frame"]:
+        """log p(x_n|z_n) under the only component; of a mixture, under component 0."""
+        return self._component_log_likelihood(self.prior.log_variance(z, self.lips))[0]
 
     def component_log_joint(
         self, z: Codes, log_variance: Tensor | None = None
@@ -102,9 +150,15 @@ class CollapsedTarget:
         """log pi_k + log p(z_n|k) + log p(x_n|z_n, k); `log_variance` saves decoding z again."""
         if log_variance is None:
             log_variance = self.prior.log_variance(z, self.lips)
-        V = self.mixture_variance(log_variance)
-        log_likelihood = -(V.log() + self.power / V).sum(-1) - V.shape[-1] * math.log(math.pi)
+        log_likelihood = self._component_log_likelihood(log_variance)
         return log_component_prior(self.prior, self.lips, z, self.mixing_weight) + log_likelihood
+
+    def _component_log_likelihood(
+        self, log_variance: Float[Tensor, "component *batch frame freq"]
+    ) -> Float[Tensor, "component *batch frame"]:
+        """log N_c(x_n; 0, g_n sigma_k(z_n) + W H)."""
+        V = self.mixture_variance(log_variance)
+        return -(V.log() + self.power / V).sum(-1) - V.shape[-1] * math.log(math.pi)
 
     def mixture_variance(
         self, log_variance: Float[Tensor, "component *batch frame freq"]
@@ -128,10 +182,25 @@ class CollapsedMeanFieldTarget:
     second_moment: Power
     mixing_weight: MixingWeight
     event_dim: int = 1
+    proposal: Independent | None = None
 
     def log_density(self, z: Codes) -> Float[Tensor, "*batch frame"]:
         """For codes (chain, ..., frame, latent)."""
         return torch.logsumexp(self.component_log_joint(z), dim=0)
+
+    @cached_property
+    def components(self) -> Independent:
+        """p(z_n | k), batch (component, 1, ..., frame | 1): the 1 is for chains."""
+        return align_components(self.prior.latent_prior(self.lips), self.second_moment.dim() + 1)
+
+    @cached_property
+    def gaussian(self) -> Independent | None:
+        """p(z_n) where the prior has one component; None where it is a mixture."""
+        return single_component(self.components)
+
+    def log_likelihood(self, z: Codes) -> Float[Tensor, "*batch frame"]:
+        """The expected log likelihood under the only component; of a mixture, under component 0."""
+        return expected_log_likelihood(self.prior.log_variance(z, self.lips), self.second_moment)[0]
 
     def component_log_joint(
         self, z: Codes, log_variance: Tensor | None = None
@@ -150,3 +219,36 @@ def log_component_prior(
     pi = mixing_weight
     pi = pi.reshape(len(pi), 1, *pi.shape[1:], *[1] * (z.dim() - 1 - pi.dim()))
     return pi.log() + align_components(prior.latent_prior(lips), z.dim()).log_prob(z)
+
+
+def single_component(components: Independent) -> Independent | None:
+    """The only one of `components` (component, 1, ..., frame | 1), or None where there are more."""
+    if len(components.mean) > 1:
+        return None
+    return Independent(Normal(components.mean[0], components.stddev[0], validate_args=False), 1)
+
+
+CURES = {
+    "gaussian": "take random_walk, mala or gibbs",
+    "log_likelihood": "take random_walk, mala or gibbs",
+    "component_log_joint": "take random_walk or mala",
+    "proposal": "give it one, or take random_walk or mala",
+}
+
+
+def require(target: Target, capability: str, *, kernel: str) -> Any:
+    """`target.<capability>`, which not every target has and `kernel` cannot do without.
+
+    Raises:
+        InputError: where the target has none, saying what to take instead.
+    """
+    found = getattr(target, capability, None)
+    if found is not None:
+        return found
+    name = type(target).__name__
+    components = getattr(target, "components", None)
+    if capability == "gaussian" and components is not None:
+        name += f", a mixture of {len(components.mean)} components,"
+    raise InputError(
+        f"{kernel} needs a target with `{capability}`, and {name} has none: {CURES[capability]}"
+    )
