@@ -141,7 +141,8 @@ class CollapsedTarget:
         return single_component(self.components)
 
     def log_likelihood(self, z: Codes) -> Float[Tensor, "*batch frame"]:
-        """log p(x_n|z_n) under the only component; of a mixture, under component 0."""
+        """log p(x_n|z_n) where the prior has one component. Raises InputError for a mixture."""
+        require(self, "gaussian", kernel="log_likelihood")
         return self._component_log_likelihood(self.prior.log_variance(z, self.lips))[0]
 
     def component_log_joint(
@@ -199,7 +200,8 @@ class CollapsedMeanFieldTarget:
         return single_component(self.components)
 
     def log_likelihood(self, z: Codes) -> Float[Tensor, "*batch frame"]:
-        """The expected log likelihood under the only component; of a mixture, under component 0."""
+        """The expected one where the prior has one component. Raises InputError for a mixture."""
+        require(self, "gaussian", kernel="log_likelihood")
         return expected_log_likelihood(self.prior.log_variance(z, self.lips), self.second_moment)[0]
 
     def component_log_joint(

@@ -160,11 +160,10 @@ def train(
     device: DeviceOption = "auto",
 ) -> None:
     """Train a speech prior from clean speech."""
-    from pyro_avse.enhancer import find_device
     from pyro_avse.recipe import load_recipe
     from pyro_avse.training import train as run
 
-    loaded, place = load_recipe(recipe), find_device(device)
+    loaded = load_recipe(recipe)
     with progress_bar() as update:
 
         def show(row: dict[str, Any]) -> None:
@@ -176,7 +175,7 @@ def train(
             )
 
         weights = run(
-            loaded, [*data, *(more_data or [])], out, resume=resume, device=place, progress=show
+            loaded, [*data, *(more_data or [])], out, resume=resume, device=device, progress=show
         )
     say(f"wrote {weights}")
 

@@ -23,7 +23,7 @@ class Enhanced:
 
     speech: Float32[np.ndarray, "sample"]
     noise: Float32[np.ndarray, "sample"]
-    """The mixture minus the speech."""
+    """The mixture minus the speech; at another rate than 16 kHz without what resampling drops of either."""
     sample_rate: int
     speech_16k: Float32[np.ndarray, "sample_16k"]
     """The speech at 16 kHz where the mixture's peak is 1, for scoring."""

@@ -82,7 +82,9 @@ class Trainer:
         with seeded(self.recipe.seed, epoch, device=self.device):
             try:
                 train_elbo, mean_responsibility = self._pass_over_frames()
-            except ValueError as error:  # Pyro refuses distributions whose parameters are NaN
+            except ValueError as error:
+                if "constraint" not in str(error):  # what Pyro says of parameters that are NaN
+                    raise
                 reason = str(error).splitlines()[0]
                 raise InputError(
                     f"training diverged in epoch {epoch} ({reason}): lower learning_rate"

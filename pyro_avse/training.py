@@ -23,6 +23,7 @@ from pyro_avse.checkpoint import (
 )
 from pyro_avse.data.corpus import find_utterances
 from pyro_avse.data.frames import Frames, load_frames
+from pyro_avse.enhancer import find_device
 from pyro_avse.files import make_folder, write_atomically
 from pyro_avse.models import MODELS
 from pyro_avse.recipe import Recipe, load_recipe
@@ -41,7 +42,7 @@ def train(
     out: str | Path,
     *,
     resume: bool = False,
-    device: str | torch.device = "cpu",
+    device: str | torch.device = "auto",
     elbo: ELBO | None = None,
     progress: Callable[[JSON], None] | None = None,
 ) -> Path:
@@ -53,6 +54,7 @@ def train(
         out: folder for weights.safetensors, checkpoint.safetensors, log.jsonl (a line an epoch) and
             curves.png.
         resume: go on where a run in `out` stopped; without it a folder that holds one is refused.
+        device: "cpu", "cuda", ..., or "auto" for the fastest at hand.
         elbo: another Pyro ELBO than the recipe's; it must enumerate where the prior is a mixture.
         progress: called with every epoch's line of the log.
 
@@ -67,12 +69,12 @@ def train(
     roots = [data] if isinstance(data, str | Path) else list(data)
     stft = STFT(hop=recipe.data.hop)
     settings = json.loads(json.dumps(asdict(recipe)))
-    checkpoint = _find_checkpoint(out, settings, resume)
-    prior = build_prior(recipe).to(device)
+    prior = build_prior(recipe).to(find_device(device))
     if prior.num_freqs != stft.n_fft // 2 + 1:
         raise InputError(
             f"[options] num_freqs is {prior.num_freqs}, the STFT has {stft.n_fft // 2 + 1}: leave it out"
         )
+    checkpoint = _find_checkpoint(out, settings, resume)
     train_frames, valid_frames = (
         _load_split(roots, split, recipe, stft, prior.uses_lips) for split in SPLITS
     )
