@@ -17,11 +17,17 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from pyro_avse.inference.adaptation import Adaptation
+from pyro_avse.inference.independence import guide_proposal
 from pyro_avse.inference.nmf import is_nmf_update_H, is_nmf_update_W, normalise
 from pyro_avse.inference.random_walk import RandomWalk
-from pyro_avse.inference.run import run_chains
+from pyro_avse.inference.run import run_chains, stop_if_not_finite
 from pyro_avse.inference.target import CollapsedMeanFieldTarget
-from pyro_avse.inference.vem import update_mixing_weight, vem_objective
+from pyro_avse.inference.vem import (
+    initial_mixing_weight,
+    update_mixing_weight,
+    vem_objective,
+)
 from pyro_avse.inference.wiener import averaged_wiener_filter, wiener_posterior
 from pyro_avse.models.nmf_noise import initial_factors, nmf_noise_variance
 from pyro_avse.typing import FrameMask, Kernel, Separation, Spectrum, SpeechPrior
@@ -37,6 +43,8 @@ class CollapsedVEM:
     draws: int = 10
     chains: int = 1
     rank: int = 10
+    adapt: Adaptation | None = None
+    mixing_weight: tuple[float, ...] | None = None
     exponent: float = 0.5
 
     @torch.no_grad()
@@ -55,23 +63,31 @@ class CollapsedVEM:
         rng = torch.Generator(device=x.device).manual_seed(seed)
 
         W, H = initial_factors(power, self.rank, mask=mask, rng=rng)
-        K, utterances = prior.num_components, power.shape[:-2]
-        pi = power.new_full((K, *utterances), 1 / K)
+        pi = initial_mixing_weight(prior, power, self.mixing_weight)
+        r = pi[..., None].expand(*pi.shape, power.shape[-2])
         m, nu = x, torch.zeros_like(power)
         start = prior.initial_codes(power, lips)
-        z = start.expand(self.chains, *start.shape)
+        z, kernel = start.expand(self.chains, *start.shape), self.kernel
+        v = prior.visual_features(lips)
         objective: list[Tensor] = []
 
         for _ in range(self.iterations):
             # VE-(z, alpha)
             second_moment = m.real.square() + m.imag.square() + nu
-            target = CollapsedMeanFieldTarget(prior, lips, second_moment, pi)
+            proposal = guide_proposal(kernel, prior, second_moment, lips, r)
+            target = CollapsedMeanFieldTarget(prior, v, second_moment, pi, proposal=proposal)
             chains = run_chains(
-                self.kernel, target, z, draws=self.draws, warmup=self.warmup, seed=rng
+                kernel,
+                target,
+                z,
+                draws=self.draws,
+                warmup=self.warmup,
+                adapt=self.adapt,
+                seed=rng,
             )
-            z = chains.state.z
+            z, kernel = chains.state.z, chains.kernel
             pooled = chains.draws.flatten(0, 1)
-            log_variance = prior.log_variance(pooled, lips)
+            log_variance = prior.log_variance(pooled, v)
             rho = torch.softmax(target.component_log_joint(pooled, log_variance), dim=0)
             r = rho.mean(1)
             # VE-s: (35)
@@ -84,8 +100,10 @@ class CollapsedVEM:
             H = is_nmf_update_H(V, W, H, exponent=self.exponent)
             W = is_nmf_update_W(V, W, H, exponent=self.exponent, mask=mask)
             W, H = normalise(W, H)
-            pi = update_mixing_weight(r, mask)
+            if self.mixing_weight is None:
+                pi = update_mixing_weight(r, mask)
             objective.append(vem_objective(V, W, H, r, pi, mask))
+            stop_if_not_finite(objective, chains)
 
         return Separation(
             speech=averaged_wiener_filter(x, gamma, nmf_noise_variance(W, H)),
@@ -94,5 +112,7 @@ class CollapsedVEM:
             dictionary=W,
             activations=H,
             objective=torch.stack(objective),
+            z=z,
+            target=target,
             chains=chains,
         )

@@ -42,6 +42,11 @@ class ConditionedTarget:
         joint: Tensor = require(self.target, "component_log_joint", kernel="gibbs")(z)
         return joint.gather(0, self.alpha[None])[0]
 
+    @property
+    def proposal(self) -> Independent | None:
+        """The target's own."""
+        return getattr(self.target, "proposal", None)
+
     @cached_property
     def gaussian(self) -> Independent | None:
         """p(z_n | alpha_n), batch (chain, ..., frame)."""
@@ -76,6 +81,10 @@ class Gibbs:
     """alpha_n drawn exactly, then one step of `inner` for z_n. Raises InputError on a target that is no mixture."""
 
     inner: Kernel = field(default_factory=RandomWalk)
+
+    @property
+    def uses_guide(self) -> bool:
+        return getattr(self.inner, "uses_guide", False)
 
     def init(self, target: Target, z: Tensor) -> GibbsState:
         """The chain at z (chain, ..., frame, latent); alpha, which the first step draws, is its likeliest value."""

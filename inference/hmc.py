@@ -12,34 +12,29 @@ or mala, best where eps * `steps` is two to three posterior standard deviations;
 comes back to where it began. Acceptance and divergence are per frame and chain: a bad frame spoils no other.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pyro_avse.inference.adaptation import of_every_code
 from pyro_avse.inference.gradient import GradientState, gradient_state, squared_norm
 from pyro_avse.inference.metropolis import accept_or_reject
-from pyro_avse.typing import Codes, Info, Target
+from pyro_avse.typing import Codes, Info, StepSize, Target
 
 DIVERGENT = 1000.0
-"""An energy error above this tells of a step size too large for the curvature."""
-
-
-@dataclass(frozen=True)
-class HMCInfo(Info):
-    """Diagnostics of one trajectory."""
-
-    diverging: Tensor
-    """Whether the energy rose by more than 1000 or became NaN, (chain, ..., frame), bool."""
+"""An energy error above this, or NaN, tells of a step size too large for the curvature: a divergence."""
 
 
 @dataclass(frozen=True)
 class HMC:
     """Trajectories of `steps` leapfrog steps of size `step_size`, unit mass."""
 
-    step_size: float = 0.05
+    step_size: StepSize = 0.05
     steps: int = 5
+    target_acceptance: ClassVar[float] = 0.8
 
     def init(self, target: Target, z: Tensor) -> GradientState:
         """The chain at z (chain, ..., frame, latent), with its score."""
@@ -47,18 +42,19 @@ class HMC:
 
     def step(
         self, target: Target, state: GradientState, *, rng: torch.Generator
-    ) -> tuple[GradientState, HMCInfo]:
+    ) -> tuple[GradientState, Info]:
         """One trajectory for every chain and frame, its end accepted each on its own."""
         z = state.z
         momentum = torch.randn(z.shape, generator=rng, dtype=z.dtype, device=z.device)
-        end, end_momentum = leapfrog(target, state, momentum, self.step_size, self.steps)
+        step_size = of_every_code(self.step_size, target)
+        end, end_momentum = leapfrog(target, state, momentum, step_size, self.steps)
         rise = energy(target, end, end_momentum) - energy(target, state, momentum)
         new, info = accept_or_reject(state, end, -rise, rng=rng)
-        return new, HMCInfo(info.accepted, diverging=rise.isnan() | (rise > DIVERGENT))
+        return new, replace(info, diverging=rise.isnan() | (rise > DIVERGENT))
 
 
 def leapfrog(
-    target: Target, state: GradientState, momentum: Codes, step_size: float, steps: int
+    target: Target, state: GradientState, momentum: Codes, step_size: StepSize, steps: int
 ) -> tuple[GradientState, Codes]:
     """`steps` leapfrog steps of Hamilton's equations from (z, p)."""
     for _ in range(steps):

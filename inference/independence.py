@@ -7,13 +7,15 @@ are then nearly independent. q must be wider than the posterior: where it is nar
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
+from pyro.distributions import Independent, Normal
 from torch import Tensor
 
 from pyro_avse.inference.metropolis import accept_or_reject
 from pyro_avse.inference.target import require
-from pyro_avse.typing import Info, State, Target
+from pyro_avse.typing import Info, Kernel, Power, Responsibilities, SpeechPrior, State, Target
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,8 @@ class Independence:
 
     Raises InputError where the target has none.
     """
+
+    uses_guide: ClassVar[bool] = True
 
     def init(self, target: Target, z: Tensor) -> State:
         """The chain at z (chain, ..., frame, latent)."""
@@ -38,3 +42,24 @@ class Independence:
             proposal.log_density - state.log_density + q.log_prob(z) - q.log_prob(proposal_z)
         )
         return accept_or_reject(state, proposal, log_ratio, rng=rng)
+
+
+def guide_proposal(
+    kernel: Kernel,
+    prior: SpeechPrior,
+    power: Power,
+    lips: Tensor | None,
+    responsibilities: Responsibilities,
+    *,
+    widening: float = 2.0,
+) -> Independent | None:
+    """The guide sum_k r_k q(z_n | s_n, k) at speech of that power, as one Normal: batch (..., frame), event (latent,).
+
+    It has the mixture's mean and `widening` times its standard deviation. None for a kernel that does not ask.
+    """
+    if not getattr(kernel, "uses_guide", False):
+        return None
+    q, r = prior.encode(power, lips), responsibilities[..., None]
+    mean = (r * q.mean).sum(0)
+    variance = (r * (q.variance + (q.mean - mean).square())).sum(0)
+    return Independent(Normal(mean, widening * variance.sqrt(), validate_args=False), 1)

@@ -12,14 +12,16 @@ allows, as at a poor start, every proposal overshoots and is rejected: take a sm
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pyro_avse.inference.adaptation import of_every_code
 from pyro_avse.inference.gradient import GradientState, gradient_state, squared_norm
 from pyro_avse.inference.metropolis import accept_or_reject
-from pyro_avse.typing import Codes, Info, Target
+from pyro_avse.typing import Codes, Info, StepSize, Target
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,8 @@ class MALA:
     The ratio's logarithm is of the order of eps^3. Where it is NaN, by a density or a gradient, the chain stays.
     """
 
-    step_size: float = 0.1
+    step_size: StepSize = 0.1
+    target_acceptance: ClassVar[float] = 0.574
 
     def init(self, target: Target, z: Tensor) -> GradientState:
         """The chain at z (chain, ..., frame, latent), with its score."""
@@ -39,13 +42,13 @@ class MALA:
         self, target: Target, state: GradientState, *, rng: torch.Generator
     ) -> tuple[GradientState, Info]:
         """One proposal for every chain and frame, accepted each on its own."""
-        z = langevin_proposal(state, self.step_size, rng=rng)
+        z = langevin_proposal(state, of_every_code(self.step_size, target), rng=rng)
         proposal = gradient_state(target, z)
         log_ratio = langevin_log_ratio(target, state, proposal, self.step_size)
         return accept_or_reject(state, proposal, log_ratio, rng=rng)
 
 
-def langevin_proposal(state: GradientState, step_size: float, *, rng: torch.Generator) -> Codes:
+def langevin_proposal(state: GradientState, step_size: StepSize, *, rng: torch.Generator) -> Codes:
     """z' ~ N(z + eps^2/2 grad log p(z), eps^2 I)."""
     z = state.z
     xi = torch.randn(z.shape, generator=rng, dtype=z.dtype, device=z.device)
@@ -53,12 +56,12 @@ def langevin_proposal(state: GradientState, step_size: float, *, rng: torch.Gene
 
 
 def langevin_log_ratio(
-    target: Target, state: GradientState, proposal: GradientState, step_size: float
+    target: Target, state: GradientState, proposal: GradientState, step_size: StepSize
 ) -> Float[Tensor, "*batch frame"]:
     """log p(z') q(z|z') - log p(z) q(z'|z), q the Langevin proposal."""
 
     def log_q(to: GradientState, start: GradientState) -> Tensor:
-        drift = to.z - start.z - 0.5 * step_size**2 * start.gradient
+        drift = to.z - start.z - 0.5 * of_every_code(step_size, target) ** 2 * start.gradient
         return -0.5 * squared_norm(drift, target) / step_size**2
 
     hastings = log_q(state, proposal) - log_q(proposal, state)

@@ -27,17 +27,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pyro_avse.inference.adaptation import Adaptation
+from pyro_avse.inference.independence import guide_proposal
 from pyro_avse.inference.nmf import FACTOR_FLOOR, Activations, Dictionary, normalise
 from pyro_avse.inference.random_walk import RandomWalk
-from pyro_avse.inference.run import run_chains
+from pyro_avse.inference.run import run_chains, stop_if_not_finite
 from pyro_avse.inference.target import CollapsedTarget
-from pyro_avse.inference.vem import update_mixing_weight
+from pyro_avse.inference.vem import initial_mixing_weight, update_mixing_weight
 from pyro_avse.models.nmf_noise import initial_factors, nmf_noise_variance
 from pyro_avse.typing import (
-    Chains,
     FrameMask,
     Kernel,
-    MixingWeight,
     Power,
     Separation,
     Spectrum,
@@ -63,6 +63,7 @@ class MCEM:
         final_warmup, final_draws: of the last E-step, from which speech is estimated.
         chains: chains for each frame.
         rank: spectra in the noise dictionary W.
+        adapt, mixing_weight: as in `VEM`.
         learn_gain: update g_n; else it stays at 1.
         exponent: of the updates S19, in (0, 1]; 1/2 never lowers Q.
     """
@@ -75,6 +76,8 @@ class MCEM:
     final_draws: int = 25
     chains: int = 1
     rank: int = 10
+    adapt: Adaptation | None = None
+    mixing_weight: tuple[float, ...] | None = None
     learn_gain: bool = True
     exponent: float = 0.5
 
@@ -94,60 +97,86 @@ class MCEM:
         rng = torch.Generator(device=x.device).manual_seed(seed)
 
         W, H = initial_factors(power, self.rank, mask=mask, rng=rng)
-        K, utterances = prior.num_components, power.shape[:-2]
         g = torch.ones_like(power[..., 0])
-        pi = power.new_full((K, *utterances), 1 / K)
+        pi = initial_mixing_weight(prior, power, self.mixing_weight)
+        r = pi[..., None].expand(*pi.shape, power.shape[-2])
         start = prior.initial_codes(power, lips)
-        z = start.expand(self.chains, *start.shape)
+        z, kernel = start.expand(self.chains, *start.shape), self.kernel
+        v = prior.visual_features(lips)
+        speech_power = power
         objective: list[Tensor] = []
 
-        for _ in range(self.iterations):
+        for iteration in range(self.iterations + 1):
+            final = iteration == self.iterations
             # E-step: draws of p(z | x), and rho
-            chains, sigma, w = self._e_step(prior, lips, power, W, H, g, pi, z, rng=rng)
-            z = chains.state.z
+            proposal = guide_proposal(kernel, prior, speech_power, lips, r)
+            noise = nmf_noise_variance(W, H)
+            target = CollapsedTarget(prior, v, power, noise, pi, g, proposal=proposal)
+            chains = run_chains(
+                kernel,
+                target,
+                z,
+                draws=self.final_draws if final else self.draws,
+                warmup=self.final_warmup if final else self.warmup,
+                adapt=self.adapt,
+                seed=rng,
+            )
+            z, kernel = chains.state.z, chains.kernel
+            sigma, w = weighted_draws(target, chains.draws.flatten(0, 1))
+            r = w.sum(1)
+            if final:
+                break
+            if proposal is not None:
+                speech_power = monte_carlo_speech_power(power, sigma, w, W, H, g)
             # M-step: S19, V refreshed between the updates
-            H = mcem_update_H(power, sigma, w, W, H, g, exponent=self.exponent)
-            W = mcem_update_W(power, sigma, w, W, H, g, exponent=self.exponent, mask=mask)
-            W, H = normalise(W, H)
-            if self.learn_gain:
-                g = mcem_update_gain(power, sigma, w, W, H, g, exponent=self.exponent)
-            pi = update_mixing_weight(w.sum(1), mask)
+            W, H, g = m_step(power, sigma, w, W, H, g, self.exponent, self.learn_gain, mask)
+            if self.mixing_weight is None:
+                pi = update_mixing_weight(r, mask)
             objective.append(monte_carlo_q(power, sigma, w, W, H, g, mask))
+            stop_if_not_finite(objective, chains)
 
-        chains, sigma, w = self._e_step(prior, lips, power, W, H, g, pi, z, rng=rng, final=True)
         return Separation(
             speech=monte_carlo_wiener(x, sigma, w, W, H, g),
-            responsibilities=w.sum(1),
+            responsibilities=r,
             mixing_weight=pi,
             dictionary=W,
             activations=H,
             objective=torch.stack(objective),
+            z=z,
+            target=target,
             chains=chains,
+            gain=g if self.learn_gain else None,
         )
 
-    def _e_step(
-        self,
-        prior: SpeechPrior,
-        lips: Tensor | None,
-        power: Power,
-        W: Dictionary,
-        H: Activations,
-        g: Gain,
-        pi: MixingWeight,
-        z: Tensor,
-        *,
-        rng: torch.Generator,
-        final: bool = False,
-    ) -> tuple[Chains, Draws, Weights]:
-        """Chains on the collapsed target, speech variances sigma_k(z_r) of the draws, and weights w_rk."""
-        target = CollapsedTarget(prior, lips, power, nmf_noise_variance(W, H), pi, g)
-        warmup = self.final_warmup if final else self.warmup
-        draws = self.final_draws if final else self.draws
-        chains = run_chains(self.kernel, target, z, draws=draws, warmup=warmup, seed=rng)
-        pooled = chains.draws.flatten(0, 1)
-        log_variance = prior.log_variance(pooled, lips)
-        rho = torch.softmax(target.component_log_joint(pooled, log_variance), dim=0)
-        return chains, log_variance.exp(), rho / len(pooled)
+
+def weighted_draws(
+    target: CollapsedTarget, z: Float[Tensor, "draw *utterance frame latent"]
+) -> tuple[Draws, Weights]:
+    """sigma_k(z_r), and the weights w_rk = rho_rk / R of draws that count alike: the E-step of S18."""
+    log_variance = target.prior.log_variance(z, target.lips)
+    rho = torch.softmax(target.component_log_joint(z, log_variance), dim=0)
+    sigma = log_variance.exp()
+    return sigma, rho / len(z)
+
+
+def m_step(
+    power: Power,
+    sigma: Draws,
+    weights: Weights,
+    W: Dictionary,
+    H: Activations,
+    gain: Gain,
+    exponent: float,
+    learn_gain: bool,
+    mask: FrameMask | None,
+) -> tuple[Dictionary, Activations, Gain]:
+    """One update each of H, W and, if it is learned, g; W's rows then sum to one. Slides S19"""
+    H = mcem_update_H(power, sigma, weights, W, H, gain, exponent=exponent)
+    W = mcem_update_W(power, sigma, weights, W, H, gain, exponent=exponent, mask=mask)
+    W, H = normalise(W, H)
+    if learn_gain:
+        gain = mcem_update_gain(power, sigma, weights, W, H, gain, exponent=exponent)
+    return W, H, gain
 
 
 def mcem_update_H(
@@ -223,6 +252,15 @@ def monte_carlo_wiener(
     speech = gain[..., None] * sigma
     ratio = speech / (speech + nmf_noise_variance(W, H))
     return (weights[..., None] * ratio).sum((0, 1)) * mixture
+
+
+def monte_carlo_speech_power(
+    power: Power, sigma: Draws, weights: Weights, W: Dictionary, H: Activations, gain: Gain
+) -> Power:
+    """E|s|^2 = sum_rk w_rk (G^2 |x|^2 + G W H), G = g sigma_k(z_r) / V_rk: the second moment of S20's posterior."""
+    speech, noise = gain[..., None] * sigma, nmf_noise_variance(W, H)
+    ratio = speech / (speech + noise)
+    return (weights[..., None] * (ratio.square() * power + ratio * noise)).sum((0, 1))
 
 
 def _mixture_variance(sigma: Draws, W: Dictionary, H: Activations, gain: Gain) -> Draws:

@@ -37,4 +37,4 @@ def accept_or_reject(
         new, old = getattr(proposal, field.name), getattr(state, field.name)
         mask = accepted.reshape(*accepted.shape, *[1] * (new.dim() - accepted.dim()))
         chosen[field.name] = torch.where(mask, new, old)
-    return type(state)(**chosen), Info(accepted)
+    return type(state)(**chosen), Info(accepted, log_ratio)

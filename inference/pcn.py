@@ -11,25 +11,27 @@ dimension. Where the likelihood is much sharper than the prior, random_walk and 
 the prior anew.
 """
 
-import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from pyro_avse.inference.adaptation import of_every_code
 from pyro_avse.inference.metropolis import accept_or_reject
 from pyro_avse.inference.target import require
-from pyro_avse.typing import Info, State, Target
+from pyro_avse.typing import Info, State, StepSize, Target
 
 
 @dataclass(frozen=True)
 class PCN:
-    """Crank-Nicolson proposals with beta = `step_size` in (0, 1].
+    """Crank-Nicolson proposals with beta = `step_size` in (0, 1]; an adapted one above 1 counts as 1.
 
     Needs `gaussian` and `log_likelihood` of the target, and raises InputError where there is no Gaussian.
     """
 
-    step_size: float = 0.1
+    step_size: StepSize = 0.1
+    target_acceptance: ClassVar[float] = 0.234
 
     def init(self, target: Target, z: Tensor) -> State:
         """The chain at z (chain, ..., frame, latent)."""
@@ -40,9 +42,11 @@ class PCN:
         """One proposal for every chain and frame, accepted each on its own."""
         prior = require(target, "gaussian", kernel="pcn")
         log_likelihood = require(target, "log_likelihood", kernel="pcn")
-        z, beta = state.z, self.step_size
+        z, beta = state.z, of_every_code(self.step_size, target)
+        if isinstance(beta, Tensor):
+            beta = beta.clamp_max(1)
         xi = torch.randn(z.shape, generator=rng, dtype=z.dtype, device=z.device)
-        kept = math.sqrt(1 - beta**2) * (z - prior.mean)
+        kept = (1 - beta**2) ** 0.5 * (z - prior.mean)
         z_new = prior.mean + kept + beta * prior.stddev * xi
 
         log_L, log_L_new = state.log_density - prior.log_prob(z), log_likelihood(z_new)

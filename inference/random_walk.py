@@ -8,19 +8,22 @@ proposals at L = 16.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from pyro_avse.inference.adaptation import of_every_code
 from pyro_avse.inference.metropolis import accept_or_reject
-from pyro_avse.typing import Codes, Info, State, Target
+from pyro_avse.typing import Codes, Info, State, StepSize, Target
 
 
 @dataclass(frozen=True)
 class RandomWalk:
     """Gaussian random walk with standard deviation `step_size`, the square root of (37)'s epsilon."""
 
-    step_size: float = 0.1
+    step_size: StepSize = 0.1
+    target_acceptance: ClassVar[float] = 0.234
 
     def init(self, target: Target, z: Tensor) -> State:
         """The chain at z (chain, ..., frame, latent)."""
@@ -28,11 +31,11 @@ class RandomWalk:
 
     def step(self, target: Target, state: State, *, rng: torch.Generator) -> tuple[State, Info]:
         """One proposal for every chain and frame, accepted each on its own: (37), (38)."""
-        z = random_walk_proposal(state.z, self.step_size, rng=rng)
+        z = random_walk_proposal(state.z, of_every_code(self.step_size, target), rng=rng)
         proposal = State(z, target.log_density(z))
         return accept_or_reject(state, proposal, proposal.log_density - state.log_density, rng=rng)
 
 
-def random_walk_proposal(z: Codes, step_size: float, *, rng: torch.Generator) -> Codes:
+def random_walk_proposal(z: Codes, step_size: StepSize, *, rng: torch.Generator) -> Codes:
     """z' ~ N(z, step_size^2 I). [Sadeghi2021] (37)"""
     return z + step_size * torch.randn(z.shape, generator=rng, dtype=z.dtype, device=z.device)

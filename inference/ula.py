@@ -16,10 +16,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pyro_avse.inference.adaptation import of_every_code
 from pyro_avse.inference.gradient import GradientState, gradient_state
 from pyro_avse.inference.mala import langevin_proposal
 from pyro_avse.inference.metropolis import accept_or_reject
-from pyro_avse.typing import Info, Target
+from pyro_avse.typing import Info, StepSize, Target
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class ULA:
     Only a move to where the log density or its gradient is not finite is refused.
     """
 
-    step_size: float = 0.1
+    step_size: StepSize = 0.1
 
     def init(self, target: Target, z: Tensor) -> GradientState:
         """The chain at z (chain, ..., frame, latent), with its score."""
@@ -39,7 +40,8 @@ class ULA:
         self, target: Target, state: GradientState, *, rng: torch.Generator
     ) -> tuple[GradientState, Info]:
         """One move of every chain and frame."""
-        proposal = gradient_state(target, langevin_proposal(state, self.step_size, rng=rng))
+        z = langevin_proposal(state, of_every_code(self.step_size, target), rng=rng)
+        proposal = gradient_state(target, z)
         finite = proposal.gradient.isfinite().flatten(-target.event_dim).all(-1)
         finite = finite & proposal.log_density.isfinite()
         always = torch.full_like(proposal.log_density, math.inf)

@@ -19,9 +19,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pyro_avse.distributions import align_components
+from pyro_avse.inference.adaptation import Adaptation
+from pyro_avse.inference.independence import guide_proposal
 from pyro_avse.inference.nmf import is_nmf_cost, is_nmf_update_H, is_nmf_update_W, normalise
 from pyro_avse.inference.random_walk import RandomWalk
-from pyro_avse.inference.run import run_chains
+from pyro_avse.inference.run import run_chains, stop_if_not_finite
 from pyro_avse.inference.target import MeanFieldTarget, expected_log_likelihood
 from pyro_avse.inference.wiener import (
     average_speech_variance,
@@ -32,6 +34,7 @@ from pyro_avse.models.nmf_noise import initial_factors, nmf_noise_variance
 from pyro_avse.typing import (
     Codes,
     FrameMask,
+    InputError,
     Kernel,
     MixingWeight,
     Power,
@@ -56,6 +59,8 @@ class VEM:
         draws: steps kept in each E-step, for each chain.
         chains: chains for each frame.
         rank: spectra in the noise dictionary W.
+        adapt: how each frame's step size is found in the warm-ups; None: the kernel's own stays.
+        mixing_weight: pi, held at this, one number a component; None: it starts even and is learned (44).
         exponent: of (42) and (43), in (0, 1].
         tolerance: stop once no utterance's objective, per coefficient and averaged over ten iterations, gains this
             much over the ten before; None runs all iterations.
@@ -67,6 +72,8 @@ class VEM:
     draws: int = 10
     chains: int = 1
     rank: int = 10
+    adapt: Adaptation | None = None
+    mixing_weight: tuple[float, ...] | None = None
     exponent: float = 0.5
     tolerance: float | None = None
 
@@ -85,27 +92,34 @@ class VEM:
         power = x.real.square() + x.imag.square()
         rng = torch.Generator(device=x.device).manual_seed(seed)
 
-        K, utterances, frames = prior.num_components, power.shape[:-2], power.shape[-2]
         W, H = initial_factors(power, self.rank, mask=mask, rng=rng)
-        r = power.new_full((K, *utterances, frames), 1 / K)
-        pi = r.mean(-1)
+        pi = initial_mixing_weight(prior, power, self.mixing_weight)
+        r = pi[..., None].expand(*pi.shape, power.shape[-2])
         m, nu = x, torch.zeros_like(power)
         start = prior.initial_codes(power, lips)
-        z = start.expand(self.chains, *start.shape)
+        z, kernel = start.expand(self.chains, *start.shape), self.kernel
+        v = prior.visual_features(lips)
         objective: list[Tensor] = []
 
         for _ in range(self.iterations):
             # VE-z: (36)
             second_moment = m.real.square() + m.imag.square() + nu
-            target = MeanFieldTarget(prior, lips, second_moment, r)
+            proposal = guide_proposal(kernel, prior, second_moment, lips, r)
+            target = MeanFieldTarget(prior, v, second_moment, r, proposal=proposal)
             chains = run_chains(
-                self.kernel, target, z, draws=self.draws, warmup=self.warmup, seed=rng
+                kernel,
+                target,
+                z,
+                draws=self.draws,
+                warmup=self.warmup,
+                adapt=self.adapt,
+                seed=rng,
             )
-            z = chains.state.z
+            z, kernel = chains.state.z, chains.kernel
             pooled = chains.draws.flatten(0, 1)
-            log_variance = prior.log_variance(pooled, lips)
+            log_variance = prior.log_variance(pooled, v)
             # VE-alpha: (40)
-            r = latent_responsibilities(prior, pooled, lips, log_variance, second_moment, pi)
+            r = latent_responsibilities(prior, pooled, v, log_variance, second_moment, pi)
             # VE-s: (34), (35)
             gamma = average_speech_variance(log_variance, r)
             m, nu = wiener_posterior(x, gamma, nmf_noise_variance(W, H))
@@ -115,9 +129,11 @@ class VEM:
             H = is_nmf_update_H(V, W, H, exponent=self.exponent)
             W = is_nmf_update_W(V, W, H, exponent=self.exponent, mask=mask)
             W, H = normalise(W, H)
-            pi = update_mixing_weight(r, mask)
+            if self.mixing_weight is None:
+                pi = update_mixing_weight(r, mask)
 
             objective.append(vem_objective(V, W, H, r, pi, mask))
+            stop_if_not_finite(objective, chains)
             if self.tolerance is not None and converged(objective, self.tolerance, mask, power):
                 break
 
@@ -128,8 +144,25 @@ class VEM:
             dictionary=W,
             activations=H,
             objective=torch.stack(objective),
+            z=z,
+            target=target,
             chains=chains,
         )
+
+
+def initial_mixing_weight(
+    prior: SpeechPrior, power: Power, held: tuple[float, ...] | None
+) -> MixingWeight:
+    """pi, (component, ...): even, or what it is held at. Raises InputError where that is no distribution."""
+    K = prior.num_components
+    pi = [1 / K] * K if held is None else list(held)
+    if len(pi) != K or min(pi) < 0 or abs(sum(pi) - 1) > 1e-6:
+        raise InputError(
+            f"mixing_weight is {held}: give {K} numbers of 0 or more that sum to 1 for "
+            f"{type(prior).__name__}"
+        )
+    utterances = power.shape[:-2]
+    return power.new_tensor(pi).reshape(K, *[1] * len(utterances)).expand(K, *utterances)
 
 
 def latent_responsibilities(
@@ -172,7 +205,8 @@ def vem_objective(
 
     The terms in pi belong to the sum over n alone; the paper prints them under the sum over f, n.
     """
-    prior_terms = torch.xlogy(responsibilities, mixing_weight[..., None]).sum(0)
+    pi = mixing_weight.clamp_min(torch.finfo(mixing_weight.dtype).tiny)  # may underflow before r does
+    prior_terms = torch.xlogy(responsibilities, pi[..., None]).sum(0)
     if mask is not None:
         prior_terms = torch.where(mask, prior_terms, 0)
     return prior_terms.sum(-1) - is_nmf_cost(V, W, H, mask)

@@ -2,7 +2,7 @@
 
 Generative story, for each frame n:
 
-    z_n ~ N(0, I)                                (2)
+    z_n ~ N(0, I)                                (2)    or N(mu, sigma I), learned, as in (10)
     s_n | z_n ~ N_c(0, diag sigma(z_n))          (1)
 
 and the audio encoder (3) is the guide. One component; nothing is enumerated.
@@ -15,7 +15,7 @@ from pyro.distributions import Independent
 from torch import Tensor, nn
 
 from pyro_avse.distributions import ComplexNormal
-from pyro_avse.models.nets import AudioEncoder, Decoder, standard_normal
+from pyro_avse.models.nets import AudioEncoder, Decoder, IsotropicPrior, standard_normal
 from pyro_avse.typing import Codes, Power
 
 
@@ -26,6 +26,7 @@ class AVAE(nn.Module):
         num_freqs: F, frequencies of a frame.
         latent_dim: L.
         hidden: units of the encoder's and the decoder's hidden layer.
+        learned_prior: whether z's prior is a learned N(mu_a, sigma_a I) (10), as the paper's fair comparison asks.
     """
 
     num_components = 1
@@ -33,10 +34,23 @@ class AVAE(nn.Module):
     requires_lips = False
     mixing_weight: Tensor
 
-    def __init__(self, *, num_freqs: int = 513, latent_dim: int = 32, hidden: int = 128) -> None:
+    def __init__(
+        self,
+        *,
+        num_freqs: int = 513,
+        latent_dim: int = 32,
+        hidden: int = 128,
+        learned_prior: bool = False,
+    ) -> None:
         super().__init__()
         self.num_freqs, self.latent_dim = num_freqs, latent_dim
-        self.options = {"num_freqs": num_freqs, "latent_dim": latent_dim, "hidden": hidden}
+        self.options = {
+            "num_freqs": num_freqs,
+            "latent_dim": latent_dim,
+            "hidden": hidden,
+            "learned_prior": learned_prior,
+        }
+        self.audio_prior = IsotropicPrior(latent_dim) if learned_prior else None
         self.audio_encoder = AudioEncoder(num_freqs, hidden, latent_dim)
         self.decoder = Decoder(latent_dim, hidden, num_freqs)
         self.register_buffer("mixing_weight", torch.ones(1))
@@ -50,7 +64,7 @@ class AVAE(nn.Module):
         responsibilities: Tensor | None = None,
     ) -> None:
         with pyro.plate("frame", len(power)):
-            z = pyro.sample("z", standard_normal(self.latent_dim, power))  # (2)
+            z = pyro.sample("z", self._prior())  # (2)
             s = ComplexNormal(0, self.decoder(z)).to_event(1)  # (1)
             pyro.sample("s", s, obs=power.sqrt())  # N_c(0, .) sees |s| alone
 
@@ -66,9 +80,18 @@ class AVAE(nn.Module):
         with pyro.plate("frame", len(power)):
             pyro.sample("z", self.audio_encoder(heard))  # (3)
 
+    def _prior(self) -> Independent:
+        if self.audio_prior is None:
+            return standard_normal(self.latent_dim, self.mixing_weight)
+        return self.audio_prior()
+
+    def visual_features(self, lips: Tensor | None) -> Tensor | None:
+        """The lips as they are: prior and decoder do not look at them."""
+        return lips
+
     def latent_prior(self, lips: Tensor | None) -> Independent:
-        """N(0, I) (2): batch (1, 1), for any frame."""
-        return standard_normal(self.latent_dim, self.mixing_weight).expand((1, 1))
+        """N(0, I) (2) or the learned prior: batch (1, 1), for any frame."""
+        return self._prior().expand((1, 1))
 
     def encode(self, power: Power, lips: Tensor | None) -> Independent:
         """q(z_n | s_n) (3): batch (1, ..., frame)."""

@@ -45,9 +45,10 @@ def component_elbo_terms(
     Differentiable through the draw, z = mu + sqrt(sigma) eps (S9).
     """
     q = prior.encode(power if encoder_power is None else encoder_power, lips)
-    kl = gaussian_kl(q, align_components(prior.latent_prior(lips), len(q.batch_shape)))
+    v = prior.visual_features(lips)
+    kl = gaussian_kl(q, align_components(prior.latent_prior(v), len(q.batch_shape)))
     z = q.rsample()  # (component, ..., frame, latent): a chain for each component
-    decoded = prior.log_variance(z, lips)  # (component | 1, component, ..., frame, freq)
+    decoded = prior.log_variance(z, v)  # (component | 1, component, ..., frame, freq)
     own = decoded[0] if len(decoded) == 1 else torch.diagonal(decoded).movedim(-1, 0)
     return kl, complex_normal_log_prob(power.sqrt(), own).sum(-1)
 

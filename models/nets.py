@@ -1,7 +1,8 @@
-"""The papers' networks: encoders of sound and lips, and the decoder.
+"""The papers' networks: encoders of sound and lips, priors and decoders.
 
 Each is small on purpose. Sizes are those of [Sadeghi2021] Sec. IV-A: F = 513, L = 32, hidden layers of 128, lips
-67 x 67 = 4489 pixels into 512 and 128 units.
+67 x 67 = 4489 pixels into 512 and 128 units. Where a network sees both sound (or z) and lips, each has its own linear
+map into the hidden layer and their sum goes through tanh: one linear layer of the two, concatenated.
 """
 
 import torch
@@ -56,14 +57,66 @@ class VisualEncoder(nn.Module):
         self.log_variance = nn.Linear(hidden, latent_dim)
 
     def forward(self, lips: Lips | None) -> Independent:
-        if lips is None:
-            raise InputError(
-                "the visual encoder sees no lips: give them, or take a model without it"
-            )
-        pixels = lips.flatten(-2).to(self.features.weight.dtype)
-        if not lips.is_floating_point():
-            pixels = pixels / 255
-        h = torch.tanh(self.hidden(torch.relu(self.features(pixels))))
+        h = torch.relu(self.features(pixels(lips, self.features.weight.dtype)))
+        h = torch.tanh(self.hidden(h))
+        return diagonal_normal(self.mean(h), self.log_variance(h))
+
+
+def pixels(lips: Lips | None, dtype: torch.dtype) -> Float[Tensor, "*utterance frame pixel"]:
+    """Grey levels in [0, 1], a row a frame. Raises InputError where there are no lips."""
+    if lips is None:
+        raise InputError("this model sees no lips: give them, or take a model that needs none")
+    flat = lips.flatten(-2).to(dtype)
+    return flat if lips.is_floating_point() else flat / 255
+
+
+class LipsEmbedding(nn.Module):
+    """The embedding v_n of the lips that prior, encoder and decoder share in S14: two ReLU layers, 512 and M = 128.
+
+    What it returns may be given to it again in place of the pictures, and comes back as it is: a sampler that asks for
+    p(z_n | v_n) or sigma(z_n, v_n) a thousand times computes the embedding once.
+    """
+
+    def __init__(self, features: int, embedding: int) -> None:
+        super().__init__()
+        if embedding == 67:
+            raise InputError("embedding is 67: a picture is told by its 67 x 67, take another size")
+        self.features = nn.Linear(67 * 67, features)
+        self.hidden = nn.Linear(features, embedding)
+
+    def forward(self, lips: Tensor | None) -> Float[Tensor, "*utterance frame embedding"]:
+        if lips is not None and lips.shape[-2:] != (67, 67):
+            return lips
+        h = torch.relu(self.features(pixels(lips, self.features.weight.dtype)))
+        return torch.relu(self.hidden(h))
+
+
+class LipsPrior(nn.Module):
+    """p(z_n | v_n) = N(mu(v_n), diag sigma(v_n)): ReLU layer, two linear heads. [Sadeghi2021] (8)"""
+
+    def __init__(self, embedding: int, hidden: int, latent_dim: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(embedding, hidden)
+        self.mean = nn.Linear(hidden, latent_dim)
+        self.log_variance = nn.Linear(hidden, latent_dim)
+
+    def forward(self, v: Float[Tensor, "*utterance frame embedding"]) -> Independent:
+        h = torch.relu(self.hidden(v))
+        return diagonal_normal(self.mean(h), self.log_variance(h))
+
+
+class AudioVisualEncoder(nn.Module):
+    """q(z_n | s_n, v_n): an audio encoder whose hidden layer sees the lips' embedding too. S14"""
+
+    def __init__(self, num_freqs: int, embedding: int, hidden: int, latent_dim: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(num_freqs, hidden)
+        self.lips = nn.Linear(embedding, hidden, bias=False)
+        self.mean = nn.Linear(hidden, latent_dim)
+        self.log_variance = nn.Linear(hidden, latent_dim)
+
+    def forward(self, power: Power, v: Float[Tensor, "*utterance frame embedding"]) -> Independent:
+        h = torch.tanh(self.hidden(power) + self.lips(v))
         return diagonal_normal(self.mean(h), self.log_variance(h))
 
 
@@ -77,6 +130,21 @@ class Decoder(nn.Module):
 
     def forward(self, z: Codes) -> Float[Tensor, "*batch frame freq"]:
         return self.log_variance(torch.tanh(self.hidden(z)))
+
+
+class AudioVisualDecoder(nn.Module):
+    """log sigma_s(z_n, v_n): a decoder whose hidden layer sees the lips' embedding too. [Sadeghi2021] (7), (9)"""
+
+    def __init__(self, latent_dim: int, embedding: int, hidden: int, num_freqs: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(latent_dim, hidden)
+        self.lips = nn.Linear(embedding, hidden, bias=False)
+        self.log_variance = nn.Linear(hidden, num_freqs)
+
+    def forward(
+        self, z: Codes, v: Float[Tensor, "*utterance frame embedding"]
+    ) -> Float[Tensor, "*batch frame freq"]:
+        return self.log_variance(torch.tanh(self.hidden(z) + self.lips(v)))
 
 
 class IsotropicPrior(nn.Module):

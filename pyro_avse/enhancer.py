@@ -1,5 +1,6 @@
 """A noisy recording in, speech and noise out: STFT, prior and inference scheme put together."""
 
+import inspect
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,9 @@ from pyro_avse.checkpoint import load_prior
 from pyro_avse.data.audio import SAMPLE_RATE, Audio, audio_from_array, restore
 from pyro_avse.data.lips import Lips, lips_from_array, lips_on_grid
 from pyro_avse.defaults import DEFAULT_INFERENCE, DEFAULT_MODEL
-from pyro_avse.inference import SCHEMES
+from pyro_avse.inference import KERNELS, SCHEMES
 from pyro_avse.stft import STFT
-from pyro_avse.typing import InputError, Scheme, Separation, Spectrum
+from pyro_avse.typing import InputError, Kernel, Scheme, Separation, Spectrum
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,10 @@ class Enhancer:
     def separate(self, recording: "Recording", *, seed: int = 0) -> Enhanced:
         """Speech and noise of a prepared recording, at its own rate, length and level."""
         audio, x = recording.audio, recording.spectrum
-        result = self.inference(self.prior, x, recording.lips, seed=seed)
+        prior = self.prior
+        if recording.lips is None:
+            prior = getattr(prior, "without_lips", prior)
+        result = self.inference(prior, x, recording.lips, seed=seed)
         speech = self.stft.synthesise(result.speech, len(audio.waveform)).cpu().numpy()
         return Enhanced(
             speech=restore(speech, audio),
@@ -167,10 +171,25 @@ def enhance(
 
 
 def find_scheme(name: str, **settings: Any) -> Scheme:
-    """The scheme of that name, with settings other than its defaults."""
+    """The scheme of that name, with settings other than its defaults.
+
+    Raises:
+        InputError: no scheme of that name, or a setting that it has not.
+    """
     if name not in SCHEMES:
         raise InputError(f"unknown inference scheme {name!r}: known are {', '.join(SCHEMES)}")
+    known = inspect.signature(SCHEMES[name]).parameters
+    for setting in settings:
+        if setting not in known:
+            raise InputError(f"{name} has no setting {setting!r}: known are {', '.join(known)}")
     return SCHEMES[name](**settings)
+
+
+def find_kernel(name: str, **settings: Any) -> Kernel:
+    """The kernel of that name, with tuning constants other than its defaults."""
+    if name not in KERNELS:
+        raise InputError(f"unknown kernel {name!r}: known are {', '.join(KERNELS)}")
+    return KERNELS[name](**settings)
 
 
 def find_device(name: str | torch.device) -> torch.device:

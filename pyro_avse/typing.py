@@ -42,6 +42,8 @@ MixingWeight = Float[Tensor, "component *utterance"]
 """pi as a distribution over components; the paper's scalar pi is `mixing_weight[0]`."""
 FrameMask = Bool[Tensor, "*utterance frame"]
 """True where a frame is sound, False where it is padding."""
+StepSize = float | Float[Tensor, "*batch frame"]
+"""A kernel's step size: one for all, or each frame's own (chain, ..., frame), as adaptation finds them."""
 
 
 class SpeechPrior(Protocol):
@@ -49,6 +51,8 @@ class SpeechPrior(Protocol):
 
     `model` and `guide` are the pair that SVI trains; `latent_prior`, `encode` and `log_variance` are the triple
     (p(z|k), q(z|k), sigma_k) that the test-time algorithms see.
+
+    A prior that is another one where there are no lips has it as `without_lips`.
     """
 
     num_components: int
@@ -83,6 +87,13 @@ class SpeechPrior(Protocol):
 
         `encoder_power` is what the audio encoder sees (default `power`); `responsibilities` (component, frame) holds
         r(alpha_n) at a table, else it is the closed form (22).
+        """
+
+    def visual_features(self, lips: Tensor | None) -> Tensor | None:
+        """What the test-time algorithms need of the pictures, (..., frame, feature), computed once for a recording.
+
+        `latent_prior` and `log_variance` take it in place of the pictures. A prior in which they do not look at
+        the lips returns what it was given.
         """
 
     def latent_prior(self, lips: Tensor | None) -> Independent:
@@ -137,12 +148,17 @@ class Info:
 
     accepted: Tensor
     """Whether each frame's proposal was accepted, (chain, ..., frame), bool."""
+    log_ratio: Tensor | None = None
+    """The logarithm of the acceptance ratio, (chain, ..., frame); None where a kernel has none."""
+    diverging: Tensor | None = None
+    """Whether a trajectory left the region that its step size suits, (chain, ..., frame), bool; None: cannot."""
 
 
 class Kernel(Protocol):
     """One Markov transition; a frozen dataclass whose fields are its tuning constants.
 
-    `step` takes the state that its own `init` or `step` made, which may be a subclass of `State`.
+    `step` takes the state that its own `init` or `step` made, which may be a subclass of `State`. A kernel whose
+    `step_size` can be adapted has a `target_acceptance`; one that proposes from `target.proposal` has `uses_guide`.
     """
 
     def init(self, target: Target, z: Tensor) -> State: ...
@@ -156,10 +172,16 @@ class Chains:
 
     draws: Float[Tensor, "chain draw *utterance frame latent"]
     log_density: Float[Tensor, "chain draw *utterance frame"]
+    accepted: Bool[Tensor, "chain draw *utterance frame"]
+    """Whether the step that led to each draw was accepted."""
+    diverging: Bool[Tensor, "chain draw *utterance frame"] | None
+    """Whether that step diverged; None for kernels that cannot."""
     acceptance_rate: Float[Tensor, "chain *utterance frame"]
     """Mean over all steps, warm-up included."""
     state: State
     """Where the chains stand: pass `state.z` on to continue them."""
+    kernel: Kernel
+    """What drew them, with the step sizes that adaptation found: pass it on with the state."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +197,14 @@ class Separation:
     """H of (28)."""
     objective: Float[Tensor, "iteration *utterance"]
     """The scheme's own objective after every iteration; its docstring says which."""
-    chains: Chains
+    z: Float[Tensor, "chain *utterance frame latent"]
+    """Where the chains stand; a scheme without chains has its estimate of z here."""
+    target: Target
+    """The posterior of z as it stood in the last E-step, for longer runs from `z` and diagnostics."""
+    chains: Chains | None = None
+    """Of the last E-step; None for a scheme that runs no chains."""
+    gain: Float[Tensor, "*utterance frame"] | None = None
+    """g_n of S17; None where the scheme holds it at 1."""
 
 
 class Scheme(Protocol):
