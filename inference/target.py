@@ -152,7 +152,7 @@ class CollapsedTarget:
         if log_variance is None:
             log_variance = self.prior.log_variance(z, self.lips)
         log_likelihood = self._component_log_likelihood(log_variance)
-        return log_component_prior(self.prior, self.lips, z, self.mixing_weight) + log_likelihood
+        return log_component_prior(self.components, z, self.mixing_weight) + log_likelihood
 
     def _component_log_likelihood(
         self, log_variance: Float[Tensor, "component *batch frame freq"]
@@ -211,16 +211,16 @@ class CollapsedMeanFieldTarget:
         if log_variance is None:
             log_variance = self.prior.log_variance(z, self.lips)
         log_likelihood = expected_log_likelihood(log_variance, self.second_moment)
-        return log_component_prior(self.prior, self.lips, z, self.mixing_weight) + log_likelihood
+        return log_component_prior(self.components, z, self.mixing_weight) + log_likelihood
 
 
 def log_component_prior(
-    prior: SpeechPrior, lips: Tensor | None, z: Codes, mixing_weight: Tensor
+    components: Independent, z: Codes, mixing_weight: Tensor
 ) -> Float[Tensor, "component *batch frame"]:
     """log pi_k + log p(z_n | k): (10), (11). `mixing_weight` (component, ...), with or without utterance axes."""
     pi = mixing_weight
     pi = pi.reshape(len(pi), 1, *pi.shape[1:], *[1] * (z.dim() - 1 - pi.dim()))
-    return pi.log() + align_components(prior.latent_prior(lips), z.dim()).log_prob(z)
+    return pi.log() + components.log_prob(z)
 
 
 def single_component(components: Independent) -> Independent | None:
