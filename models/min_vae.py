@@ -10,8 +10,8 @@ Generative story, for each frame n:
 The guide is q(z_n | s_n, alpha_n; v_n) r(alpha_n) (14): alpha_n chooses the audio encoder or the visual one (13), and
 r(alpha_n) is in closed form (22), or held at a table of responsibilities. alpha_n is enumerated, never sampled.
 
-v1 wins where sound is worst; v2 also enhances without lips, since its posterior of z_n does not contain them. v1's
-visual encoder and its decoder's embedding of the lips are networks of their own, as the paper draws them.
+v2 also enhances without lips, since its posterior of z_n does not contain them. v1's visual encoder and its decoder's
+embedding of the lips are networks of their own, so that one can start from a V-VAE and the other from an AV-VAE.
 """
 
 import pyro

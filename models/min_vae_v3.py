@@ -1,4 +1,4 @@
-"""MIN-VAE v3: an A-VAE and a V-VAE that share a decoder, trained in turn. [Sadeghi2021] Sec. IV-C, Table I
+"""MIN-VAE v3: an A-VAE and a V-VAE that share a decoder, trained in turn. [Sadeghi2021] Sec. IV-A, Table I
 
 Generative story, for each frame n:
 

@@ -1,16 +1,30 @@
 """Training recipes: a TOML file that says what is trained, on what, and how. Unknown keys are refused.
 
-model = "min_vae_v2"            # a name of pyro_avse.models.MODELS
+model = "min_vae_v3"            # a name of pyro_avse.models.MODELS
 [options]                       # of the model's constructor
-[initialise]                    # networks copied from trained weights
-decoder = "a_vae"
+[initialise]                    # networks copied from trained weights: bundled ones, a file's, an earlier stage's
+decoder = "a_vae"               # the network of that name
+prior = "a_vae:audio_prior"     # or of another; dots lead inside a network: "decoder.hidden"
 [training]
-epochs = 30
+epochs = 30                     # 0: assembled from [initialise] and not trained
+
+A pipeline is a file of stages, trained in order, each in a folder of its name. A stage is a recipe, changed where it
+says so, and its [initialise] may name an earlier stage:
+
+[[stage]]
+name = "a_vae"
+recipe = "paper/a_vae"          # bundled, or a file; or left out, and all of it written here
+
+[[stage]]
+name = "a_vae_prior"
+recipe = "paper/a_vae_prior"
+training.epochs = 20
 """
 
 import difflib
 import math
 import os
+import re
 import tomllib
 from dataclasses import dataclass, field, fields
 from importlib.resources import files
@@ -60,17 +74,30 @@ class Recipe:
     """Store the final weights as float16."""
     options: JSON = field(default_factory=dict)
     initialise: dict[str, str] = field(default_factory=dict)
-    """Network (a submodule's name) -> weights (a bundled name or a file) to start it from."""
+    """Network (a submodule's name) -> weights to start it from: a bundled name, a file or an earlier stage; and ":" and
+    the network there, where it has another name. A submodule that is itself a model takes all of its weights."""
     data: Data = field(default_factory=Data)
     training: Training = field(default_factory=Training)
 
 
-def load_recipe(name: str | Path) -> Recipe:
-    """A recipe from a file, or a bundled one by its name ("default/a_vae").
+Pipeline = dict[str, Recipe]
+"""Stages by name, in the order in which they are trained."""
+
+
+def load_recipe(name: str | Path) -> Recipe | Pipeline:
+    """A recipe or a pipeline from a file, or a bundled one by its name ("default/a_vae", "paper/all").
 
     Raises:
-        InputError: no such recipe; not TOML; an unknown key, or a value of the wrong kind.
+        InputError: no such recipe; not TOML; an unknown key, or a value of the wrong kind; a stage without a name, or
+            that starts from one that comes later.
     """
+    content, source = _read(name)
+    if "stage" in content:
+        return parse_pipeline(content, source=source)
+    return parse_recipe(content, source=source)
+
+
+def _read(name: str | Path) -> tuple[JSON, str]:
     path = Path(name)
     if not os.path.isfile(path):
         bundled = files("pyro_avse") / "recipes" / f"{name}.toml"
@@ -80,10 +107,9 @@ def load_recipe(name: str | Path) -> Recipe:
             )
         path = Path(str(bundled))
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8")), str(path)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not TOML: {error}") from None
-    return parse_recipe(content, source=str(path))
 
 
 def recipes() -> list[str]:
@@ -101,10 +127,68 @@ def parse_recipe(content: JSON, *, source: str) -> Recipe:
         raise InputError(
             f"{source}: unknown model {recipe.model!r}{_closest(recipe.model, MODELS)}"
         )
-    for key in ("epochs", "batch_size"):
-        if getattr(recipe.training, key) < 1:
-            raise InputError(f"{source} [training]: {key} is 0: expected 1 or more")
+    if recipe.training.batch_size < 1:
+        raise InputError(f"{source} [training]: batch_size is 0: expected 1 or more")
+    if recipe.training.epochs < 1 and not recipe.initialise:
+        raise InputError(
+            f"{source} [training]: epochs is 0: expected 1 or more, or [initialise] to assemble from"
+        )
     return recipe
+
+
+def parse_pipeline(content: JSON, *, source: str) -> Pipeline:
+    """Stages from TOML's tables; `source` names them in refusals."""
+    for key in content.keys() - {"stage"}:
+        raise InputError(f"{source}: {key!r} beside [[stage]]: a pipeline holds stages alone")
+    tables = content["stage"]
+    if not (tables and isinstance(tables, list) and all(isinstance(t, dict) for t in tables)):
+        raise InputError(f"{source}: stage is no list of tables: write [[stage]] above each")
+    stages: Pipeline = {}
+    for number, table in enumerate(tables, start=1):
+        name = table.get("name")
+        where = f"{source} [[stage]] {number}"
+        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+            raise InputError(
+                f"{where}: name is {name!r}: give letters, digits, _ or -, for its folder"
+            )
+        if name in stages:
+            raise InputError(f"{where}: there is a stage {name!r} already: give it another name")
+        changes = {key: value for key, value in table.items() if key not in ("name", "recipe")}
+        base = (
+            _read(_checked(table["recipe"], str, f"{where}: recipe"))[0]
+            if "recipe" in table
+            else {}
+        )
+        if "stage" in base:
+            raise InputError(
+                f"{where}: {table['recipe']} is a pipeline: name a recipe of one model"
+            )
+        stages[name] = parse_recipe(_merged(base, changes), source=f"{where} ({name})")
+    for place, (name, recipe) in enumerate(stages.items()):
+        for network, origin in recipe.initialise.items():
+            if split_source(origin)[0] in list(stages)[place:]:
+                raise InputError(
+                    f"{source}: stage {name!r} starts {network} from {origin!r}, which is no earlier "
+                    f"stage: move it up"
+                )
+    return stages
+
+
+def split_source(source: str) -> tuple[str, str | None]:
+    """A value of [initialise] as the weights' name and the network's: "a_vae:decoder" -> ("a_vae", "decoder")."""
+    weights, colon, network = source.rpartition(":")
+    if colon and all(part.isidentifier() for part in network.split(".")):
+        return weights, network
+    return source, None
+
+
+def _merged(base: JSON, changes: JSON) -> JSON:
+    """The tables of `base` with the values of `changes` in their places."""
+    merged = dict(base)
+    for key, value in changes.items():
+        both = isinstance(value, dict) and isinstance(base.get(key), dict)
+        merged[key] = _merged(base[key], value) if both else value
+    return merged
 
 
 def _parse(cls: type, content: JSON, where: str) -> Any:

@@ -7,8 +7,9 @@ r(alpha_n) is held at, always detached, is the recipe's choice:
             becomes -logsumexp_k(log pi_k - J_k): again a bound, and its gradient is that of (23)
     epoch   a table, refreshed by (21) and (22) in a pass without gradients after every epoch: the paper's
 
-and pi is the mean of r (25) after every epoch. Each epoch seeds its own draws, and a snapshot holds all that the next
-one depends on.
+and pi is the mean of r (25) after every epoch. With one component pi and r stay 1, and where its guide enumerates an
+alpha_n of its own (AV-VAE's S15, r held by the model) so does the bound. Of encoders that `alternate`, one an epoch is
+trained, in turn. Each epoch seeds its own draws, and a snapshot holds all that the next one depends on.
 """
 
 import zlib
@@ -53,9 +54,11 @@ class Trainer:
     ) -> None:
         self.prior, self.recipe, self.elbo = prior, recipe, elbo
         self.train, self.valid = train, valid
+        self.enumerates = check_elbo(prior, elbo, train)
         self.optimiser = torch.optim.Adam(
             prior.parameters(), lr=recipe.training.learning_rate, fused=True
         )
+        self.encoders: tuple[str, ...] = getattr(prior, "alternate", ())
         self.noise_level, self.noisy = self._noise_injection()
         self.history: list[JSON] = []
         self.best: dict[str, Tensor] = {}
@@ -79,6 +82,8 @@ class Trainer:
         rate = self._learning_rate(epoch)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
+        if self.encoders:
+            self.prior.active_encoder = self.encoders[epoch % len(self.encoders)]
         with seeded(self.recipe.seed, epoch, device=self.device):
             try:
                 train_elbo, mean_responsibility = self._pass_over_frames()
@@ -113,7 +118,9 @@ class Trainer:
         responsibility = torch.zeros_like(self.prior.mixing_weight)
         for index in order.split(size):
             loss, r = self._loss(*self._batch(index), index)
-            self.optimiser.zero_grad()
+            self.optimiser.zero_grad(
+                set_to_none=True
+            )  # with a gradient of 0 Adam would still move a resting encoder
             (loss / len(index)).backward()
             self.optimiser.step()
             total -= loss.detach()
@@ -127,7 +134,10 @@ class Trainer:
         heard_by = {"encoder_power": heard}
         model, guide, pi = self.prior.model, self.prior.guide, self.prior.mixing_weight
         if self.prior.num_components == 1:
-            elbo = self.elbo or TraceMeanField_ELBO()
+            default = (
+                TraceEnum_ELBO(max_plate_nesting=1) if self.enumerates else TraceMeanField_ELBO()
+            )
+            elbo = self.elbo or default
             loss = elbo.differentiable_loss(model, guide, power, lips, **heard_by)
             return loss, power.new_ones(1, len(power))
         if self.table is None and self.elbo is None:
@@ -187,8 +197,8 @@ class Trainer:
     def device(self) -> torch.device:
         return self.prior.mixing_weight.device
 
-    def snapshot(self, settings: JSON) -> tuple[dict[str, Tensor], JSON]:
-        """All that the next epoch depends on."""
+    def snapshot(self, header: JSON) -> tuple[dict[str, Tensor], JSON]:
+        """All that the next epoch depends on: tensors, and `header` with the data's checksum and the log so far."""
         tensors = {f"model.{k}": v for k, v in self.prior.state_dict().items()}
         tensors |= {f"best.{k}": v for k, v in self.best.items()}
         for name, parameter in self.prior.named_parameters():
@@ -196,7 +206,7 @@ class Trainer:
                 tensors[f"adam.{name}.{key}"] = value
         if self.table is not None:
             tensors["table"] = self.table
-        return tensors, {"recipe": settings, "data": self.digest, "history": self.history}
+        return tensors, header | {"data": self.digest, "history": self.history}
 
     def restore(self, tensors: dict[str, Tensor], header: JSON, *, path: Path) -> None:
         """Go back to a `snapshot`."""
@@ -213,9 +223,10 @@ class Trainer:
         load_state(self.prior, part["model"], path)
         self.best, self.history = part["best"], header["history"]
         for name, parameter in self.prior.named_parameters():
-            self.optimiser.state[parameter] = {
-                key: part["adam"][f"{name}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq")
-            }
+            if f"{name}.step" in part["adam"]:  # not of an encoder whose first turn is yet to come
+                self.optimiser.state[parameter] = {
+                    key: part["adam"][f"{name}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq")
+                }
         if self.table is not None:
             self.table = tensors["table"]
 
@@ -250,48 +261,64 @@ def enumerated_negative_elbo(
 
 @torch.no_grad()
 def validate(prior: Any, frames: Frames, *, seed: int) -> JSON:
-    """The bound (17) and its parts on held-out frames, in nats a frame, by one draw each of a fixed seed."""
+    """The bound (17) and its parts on held-out frames, in nats a frame, by one draw each of a fixed seed.
+
+    Of encoders that are trained in turn, the mean over all of them, so that epochs compare. Of AV-VAE, the bound of
+    q(z | s, v), whatever share of the loss (S15) its prior has.
+    """
     device = prior.mixing_weight.device
     sums = torch.zeros(3, device=device)
     responsibility = torch.zeros_like(prior.mixing_weight)
-    with seeded(seed, device=device):
-        for index in torch.arange(len(frames)).split(4096):
-            power = frames.power[index].to(device)
-            lips = None if frames.lips is None else frames.lips[index].to(device)
-            kl, log_likelihood = component_elbo_terms(prior, power, lips)
-            J = kl - log_likelihood
-            r = update_responsibilities(J, prior.mixing_weight)
-            elbo = -mixture_free_energy(r, J, prior.mixing_weight)
-            reconstruction = (r * log_likelihood).sum(0)
-            sums += torch.stack([elbo, reconstruction, reconstruction - elbo]).sum(-1)
-            responsibility += r.sum(-1)
-    elbo, reconstruction, kl = (sums / len(frames)).tolist()
+    encoders = getattr(prior, "alternate", ()) or (None,)
+    for encoder in encoders:
+        if encoder is not None:
+            prior.active_encoder = encoder
+        with seeded(seed, device=device):
+            for index in torch.arange(len(frames)).split(4096):
+                power = frames.power[index].to(device)
+                lips = None if frames.lips is None else frames.lips[index].to(device)
+                kl, log_likelihood = component_elbo_terms(prior, power, lips)
+                J = kl - log_likelihood
+                r = update_responsibilities(J, prior.mixing_weight)
+                elbo = -mixture_free_energy(r, J, prior.mixing_weight)
+                reconstruction = (r * log_likelihood).sum(0)
+                sums += torch.stack([elbo, reconstruction, reconstruction - elbo]).sum(-1)
+                responsibility += r.sum(-1)
+    count = len(frames) * len(encoders)
+    elbo, reconstruction, kl = (sums / count).tolist()
     return {
         "valid_elbo": elbo,
         "valid_reconstruction": reconstruction,
         "valid_kl": kl,
-        "valid_responsibility": (responsibility / len(frames)).tolist(),
+        "valid_responsibility": (responsibility / count).tolist(),
     }
 
 
-def check_elbo(prior: Any, elbo: ELBO | None, frames: Frames) -> None:
-    """Refuse a pair that Pyro would train wrongly with only a warning: alpha_n sampled instead of enumerated."""
-    if prior.num_components == 1:
-        return
-    if elbo is not None and not isinstance(elbo, TraceEnum_ELBO):
-        raise InputError(
-            f"{type(elbo).__name__} does not enumerate alpha: take TraceEnum_ELBO(max_plate_nesting=1)"
-        )
+def check_elbo(prior: Any, elbo: ELBO | None, frames: Frames) -> bool:
+    """Whether the guide has an alpha_n to enumerate; refuses a pair that Pyro would train wrongly with only a warning.
+
+    Raises:
+        InputError: alpha_n would be sampled instead of enumerated.
+    """
     lips = None if frames.lips is None else frames.lips[:2].to(prior.mixing_weight.device)
     power = frames.power[:2].to(prior.mixing_weight.device)
     with torch.random.fork_rng():
         trace = poutine.trace(prior.guide).get_trace(power, lips)
-    for name, site in trace.nodes.items():
-        discrete = site["type"] == "sample" and getattr(site["fn"], "has_enumerate_support", False)
-        if discrete and site["infer"].get("enumerate") != "parallel":
+    discrete = {
+        name: site["infer"].get("enumerate") == "parallel"
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample" and getattr(site["fn"], "has_enumerate_support", False)
+    }
+    if discrete and elbo is not None and not isinstance(elbo, TraceEnum_ELBO):
+        raise InputError(
+            f"{type(elbo).__name__} does not enumerate alpha: take TraceEnum_ELBO(max_plate_nesting=1)"
+        )
+    for name, enumerated in discrete.items():
+        if not enumerated:
             raise InputError(
                 f'the guide\'s site {name!r} is not enumerated: add infer={{"enumerate": "parallel"}}'
             )
+    return bool(discrete)
 
 
 @contextmanager

@@ -1,18 +1,22 @@
-"""Training a speech prior from a recipe and corpora, in a folder that a killed run goes on in. [Sadeghi2021] (18)
+"""Training speech priors from recipes and corpora, in folders that a killed run goes on in. [Sadeghi2021] (18)
 
 A checkpoint is written after every epoch and holds all that the next one depends on (`pyro_avse.svi`), so a run that
-was killed ends in the same bytes as one that was not.
+was killed ends in the same bytes as one that was not. A pipeline is a run a stage, each in a folder of its own. Before
+the first is trained all are rehearsed: a weight file that is missing, networks that do not fit, a folder that another
+recipe used and data without lips are refused at once.
 """
 
 import json
-from collections.abc import Callable, Iterable
+import zlib
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from pyro.infer import ELBO
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_avse.checkpoint import (
     find_weights,
@@ -26,9 +30,9 @@ from pyro_avse.data.frames import Frames, load_frames
 from pyro_avse.enhancer import find_device
 from pyro_avse.files import make_folder, write_atomically
 from pyro_avse.models import MODELS
-from pyro_avse.recipe import Recipe, load_recipe
+from pyro_avse.recipe import Pipeline, Recipe, load_recipe, split_source
 from pyro_avse.stft import STFT
-from pyro_avse.svi import Trainer, check_elbo, seeded
+from pyro_avse.svi import Trainer, seeded
 from pyro_avse.typing import JSON, InputError
 
 SPLITS: tuple[Literal["train", "valid"], ...] = ("train", "valid")
@@ -36,8 +40,12 @@ CHECKPOINT, WEIGHTS = "checkpoint.safetensors", "weights.safetensors"
 LOG, CURVES = "log.jsonl", "curves.png"
 
 
+Stages = Mapping[str, Path | nn.Module]
+"""Weights of earlier stages; in a rehearsal their models, not yet trained."""
+
+
 def train(
-    recipe: Recipe | str | Path,
+    recipe: Recipe | Pipeline | str | Path,
     data: str | Path | Iterable[str | Path],
     out: str | Path,
     *,
@@ -46,40 +54,77 @@ def train(
     elbo: ELBO | None = None,
     progress: Callable[[JSON], None] | None = None,
 ) -> Path:
-    """Train a prior by maximising the bound (18), and return the path of its weights.
+    """Train a prior, or the stages of a pipeline, by maximising the bound (18); returns the path of the (last) weights.
 
     Args:
-        recipe: a recipe, the name of a bundled one ("default/a_vae"), or a TOML file.
+        recipe: a recipe or pipeline, the name of a bundled one ("default/a_vae", "paper/all"), or a TOML file.
         data: corpus folders, or one, whose train and valid splits are used.
         out: folder for weights.safetensors, checkpoint.safetensors, log.jsonl (a line an epoch) and
-            curves.png.
-        resume: go on where a run in `out` stopped; without it a folder that holds one is refused.
+            curves.png, the last two only of what is trained; of a pipeline, for a folder of these a stage.
+        resume: go on where a run in `out` stopped, finished stages as they are; without it a folder that holds one is
+            refused.
         device: "cpu", "cuda", ..., or "auto" for the fastest at hand.
-        elbo: another Pyro ELBO than the recipe's; it must enumerate where the prior is a mixture.
-        progress: called with every epoch's line of the log.
+        elbo: another Pyro ELBO than the recipe's; it must enumerate where the prior's guide does.
+        progress: called with every epoch's line of the log; of a pipeline, {"stage": its name} before the rest.
 
     Raises:
         InputError: no usable data; `out` in use; weights to start from that do not fit; a wrong `elbo`.
     """
+    out, device = Path(out), find_device(device)
+    if not isinstance(recipe, Recipe | dict):
+        recipe = load_recipe(recipe)
+    stages = {"": recipe} if isinstance(recipe, Recipe) else recipe  # out / "" is out
+    roots = [data] if isinstance(data, str | Path) else list(data)
+    load = cache(partial(_load_split, roots))  # stages of one kind share their frames
+    rehearsed: dict[str, nn.Module] = {}
+    for name, stage in stages.items():
+        try:
+            rehearsed[name] = build_prior(stage, rehearsed)
+            _find_checkpoint(out / name, stage, resume)
+            _load_frames(stage, rehearsed[name], load)
+        except InputError as error:
+            if not name:
+                raise
+            raise InputError(f"stage {name!r}: {error}") from None
+    done: dict[str, Path] = {}
+    for name, stage in stages.items():
+        report = progress
+        if progress is not None and name:
+            report = partial(_report, progress, name)
+        done[name] = _train_stage(stage, done, load, out / name, resume, device, elbo, report)
+    return done[name]
+
+
+def _report(progress: Callable[[JSON], None], stage: str, row: JSON) -> None:
+    progress({"stage": stage, **row})
+
+
+def _train_stage(
+    recipe: Recipe,
+    stages: Stages,
+    load: Callable[..., Frames],
+    out: Path,
+    resume: bool,
+    device: torch.device,
+    elbo: ELBO | None,
+    progress: Callable[[JSON], None] | None,
+) -> Path:
+    """One recipe into one folder, from where its checkpoint stands."""
     from pyro_avse.plots import training_figure  # matplotlib takes a second to load
 
-    out = Path(out)
-    if not isinstance(recipe, Recipe):
-        recipe = load_recipe(recipe)
-    roots = [data] if isinstance(data, str | Path) else list(data)
     stft = STFT(hop=recipe.data.hop)
-    settings = json.loads(json.dumps(asdict(recipe)))
-    prior = build_prior(recipe).to(find_device(device))
-    if prior.num_freqs != stft.n_fft // 2 + 1:
+    prior = build_prior(recipe, stages).to(device)
+    header = {"recipe": _settings(recipe), "sources": _checksums(recipe, stages)}
+    checkpoint = _find_checkpoint(out, recipe, resume)
+    if checkpoint is not None and checkpoint[1].get("sources") != header["sources"]:
         raise InputError(
-            f"[options] num_freqs is {prior.num_freqs}, the STFT has {stft.n_fft // 2 + 1}: leave it out"
+            f"{out / CHECKPOINT}: started from other weights than [initialise] now names: choose another --out"
         )
-    checkpoint = _find_checkpoint(out, settings, resume)
-    train_frames, valid_frames = (
-        _load_split(roots, split, recipe, stft, prior.uses_lips) for split in SPLITS
-    )
-    check_elbo(prior, elbo, valid_frames)
-    trainer = Trainer(prior, recipe, train_frames, valid_frames, elbo=elbo)
+    if recipe.training.epochs == 0:  # assembled: the recipe is all that a run depends on
+        save_tensors(out / CHECKPOINT, {}, header)
+        save_prior(out / WEIGHTS, prior, stft, half=recipe.half_precision)
+        return out / WEIGHTS
+    trainer = Trainer(prior, recipe, *_load_frames(recipe, prior, load), elbo=elbo)
     if checkpoint is not None:
         trainer.restore(*checkpoint, path=out / CHECKPOINT)
     if progress is not None:
@@ -87,7 +132,7 @@ def train(
             progress(row)
     while not trainer.finished:
         row = trainer.run_epoch()
-        save_tensors(out / CHECKPOINT, *trainer.snapshot(settings))
+        save_tensors(out / CHECKPOINT, *trainer.snapshot(header))
         write_log(out / LOG, trainer.history)
         if progress is not None:
             progress(row)
@@ -98,25 +143,91 @@ def train(
     return out / WEIGHTS
 
 
-def build_prior(recipe: Recipe) -> Any:
-    """The recipe's model, freshly drawn from its seed, with the networks that `initialise` names copied in."""
+def build_prior(recipe: Recipe, stages: Stages | None = None) -> Any:
+    """The recipe's model, freshly drawn from its seed, with the networks that `initialise` names copied in.
+
+    Raises:
+        InputError: options that the model does not take; a network that it or the weights lack, or of another shape.
+    """
     with seeded(recipe.seed):
         try:
             prior: Any = MODELS[recipe.model](**recipe.options)
         except (TypeError, ValueError, RuntimeError) as error:
             raise InputError(f"[options] of {recipe.model}: {error}") from None
+    frequencies = STFT(hop=recipe.data.hop).n_fft // 2 + 1
+    if prior.num_freqs != frequencies:
+        raise InputError(
+            f"[options] num_freqs is {prior.num_freqs}, the STFT has {frequencies}: leave it out"
+        )
     for network, source in recipe.initialise.items():
-        if network not in dict(prior.named_children()):
+        if network not in dict(prior.named_modules()):
             known = ", ".join(name for name, _ in prior.named_children())
             raise InputError(f"[initialise] {network}: {recipe.model} has only {known}")
-        path = find_weights(source)
-        tensors = {
-            name.removeprefix(f"{network}."): tensor
-            for name, tensor in load_tensors(path)[0].items()
-            if name.startswith(f"{network}.")
-        }
-        load_state(prior.get_submodule(network), tensors, path)
+        _copy_network(prior.get_submodule(network), network, source, stages or {})
     return prior
+
+
+def _copy_network(module: nn.Module, network: str, source: str, stages: Stages) -> None:
+    """Start one network from the same one, or another, of some weights; a model from all of them."""
+    weights, other = split_source(source)
+    path, model, tensors = _find_donor(weights, stages)
+    wanted = _model_name(module)
+    if wanted is not None and other is None:
+        if model != wanted:
+            raise InputError(
+                f"[initialise] {network}: {path} holds {model}: name weights of {wanted}"
+            )
+    else:
+        prefix = f"{other or network}."
+        found = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+        if not found:
+            known = ", ".join(dict.fromkeys(name.split(".")[0] for name in tensors if "." in name))
+            raise InputError(
+                f"[initialise] {network}: {path} holds {model} without {prefix[:-1]}: it has {known}"
+            )
+        tensors = found
+    try:
+        load_state(module, tensors, path)
+    except InputError as error:
+        raise InputError(
+            f"[initialise] {network}: {error}: name other weights, or change [options]"
+        ) from None
+
+
+def _find_donor(weights: str, stages: Stages) -> tuple[Path, str, dict[str, Tensor]]:
+    """Where weights are, of which model, and the tensors: of an earlier stage, bundled, or in a file."""
+    stage = stages.get(weights)
+    if isinstance(stage, nn.Module):
+        return Path(weights), str(_model_name(stage)), stage.state_dict()
+    path = _find_file(weights, stages)
+    tensors, header = load_tensors(path)
+    return path, str(header.get("model")), tensors
+
+
+def _model_name(module: nn.Module) -> str | None:
+    """The key of MODELS, if the module is itself a model."""
+    return next((name for name, kind in MODELS.items() if type(module) is kind), None)
+
+
+def _find_file(weights: str, stages: Stages) -> Path:
+    stage = stages.get(weights)
+    if isinstance(stage, Path):
+        return stage
+    try:
+        return find_weights(weights)
+    except InputError as error:
+        earlier = f"no earlier stage ({', '.join(stages)}), and " if stages else ""
+        raise InputError(f"[initialise] {weights!r}: {earlier}{error}") from None
+
+
+def _checksums(recipe: Recipe, stages: Stages) -> dict[str, int]:
+    """Of the weight files that a run starts from."""
+    names = {split_source(source)[0] for source in recipe.initialise.values()}
+    return {name: zlib.crc32(_find_file(name, stages).read_bytes()) for name in sorted(names)}
+
+
+def _settings(recipe: Recipe) -> JSON:
+    return json.loads(json.dumps(asdict(recipe)))
 
 
 def write_log(path: Path, history: list[JSON]) -> None:
@@ -126,7 +237,7 @@ def write_log(path: Path, history: list[JSON]) -> None:
 
 
 def _find_checkpoint(
-    out: Path, settings: JSON, resume: bool
+    out: Path, recipe: Recipe, resume: bool
 ) -> tuple[dict[str, Tensor], JSON] | None:
     """The checkpoint to go on from, if any; makes the folder."""
     make_folder(out)
@@ -138,23 +249,33 @@ def _find_checkpoint(
             f"{out}: holds a training run: go on with --resume, or choose another --out"
         )
     tensors, header = load_tensors(path)
-    if header.get("recipe") != settings:
+    if header.get("recipe") != _settings(recipe):
         raise InputError(f"{path}: was trained by another recipe: choose another --out")
     return tensors, header
 
 
+def _load_frames(recipe: Recipe, prior: Any, load: Callable[..., Frames]) -> list[Frames]:
+    """Training and validation frames; none of what is only assembled."""
+    if recipe.training.epochs == 0:
+        return []
+    floor, stft = recipe.data.noise_floor_db or None, STFT(hop=recipe.data.hop)
+    return [load(split, stft, prior.uses_lips, floor, recipe.seed) for split in SPLITS]
+
+
 def _load_split(
-    data: Iterable[str | Path],
+    roots: Iterable[str | Path],
     split: Literal["train", "valid"],
-    recipe: Recipe,
     stft: STFT,
-    lips: bool,
+    with_lips: bool,
+    noise_floor_db: float | None,
+    seed: int,
 ) -> Frames:
-    utterances = [u for root in data for u in find_utterances(root, split)]
+    utterances = [u for root in roots for u in find_utterances(root, split)]
+    if with_lips and not any(u.lips for u in utterances):
+        raise InputError(
+            f"the model learns from lips, and none of the {len(utterances)} {split} clips has an .npz beside it: "
+            "add them, or train a_vae"
+        )
     return load_frames(
-        utterances,
-        stft,
-        with_lips=lips,
-        noise_floor_db=recipe.data.noise_floor_db or None,
-        seed=recipe.seed,
+        utterances, stft, with_lips=with_lips, noise_floor_db=noise_floor_db, seed=seed
     )

@@ -20,13 +20,14 @@ from pyro_avse.stft import STFT
 from pyro_avse.typing import InputError
 
 
-def tiny(name: str) -> nn.Module:
-    sizes = {"num_freqs": 9, "latent_dim": 3, "hidden": 8}
-    return MODELS[name](**sizes, **({} if name == "a_vae" else {"features": 8}))
+@pytest.fixture
+def tiny(tiny_prior: Callable[..., nn.Module]) -> Callable[[str], nn.Module]:
+    """tiny(name): with nine frequencies."""
+    return lambda name: tiny_prior(name, num_freqs=9)
 
 
 @pytest.fixture
-def saved(tmp_path: Path) -> Path:
+def saved(tmp_path: Path, tiny: Callable[[str], nn.Module]) -> Path:
     """A MIN-VAE's weight file."""
     save_prior(tmp_path / "w.safetensors", tiny("min_vae_v2"), STFT(n_fft=16, hop=8))
     return tmp_path / "w.safetensors"
@@ -34,7 +35,9 @@ def saved(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("name", MODELS)
-def test_round_trip(name: str, half: bool, tmp_path: Path) -> None:
+def test_round_trip(
+    name: str, half: bool, tmp_path: Path, tiny: Callable[[str], nn.Module]
+) -> None:
     """A prior comes back with its class, options, STFT and weights: exact in float32, to 11 bits in half."""
     prior, stft = tiny(name), STFT(n_fft=16, hop=5)
     prior.mixing_weight.copy_(torch.softmax(torch.randn_like(prior.mixing_weight), 0))
@@ -50,7 +53,7 @@ def test_round_trip(name: str, half: bool, tmp_path: Path) -> None:
     assert not loaded.training
 
 
-def test_half_precision_halves_the_file(tmp_path: Path) -> None:
+def test_half_precision_halves_the_file(tmp_path: Path, tiny: Callable[[str], nn.Module]) -> None:
     """float16 on disk, float32 in memory."""
     for half in (False, True):
         save_prior(tmp_path / f"{half}.safetensors", tiny("v_vae"), STFT(), half=half)

@@ -22,7 +22,7 @@ from pyro_avse.models import MODELS
 from pyro_avse.stft import STFT
 
 Run = Callable[..., tuple[int, str, str]]
-SCORES = {"si_sdr", "sdr", "pesq_wb", "pesq_nb", "stoi"}
+SCORES = {"si_sdr", "sdr", "pesq_wb", "pesq_nb", "stoi", "estoi"}
 RECIPE = """
 model = "a_vae"
 [options]
@@ -36,7 +36,7 @@ learning_rate = 1e-2
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def inputs(tmp_path_factory: pytest.TempPathFactory, tiny_prior: Any) -> Path:
     """A folder with usable files, and one of every kind that cannot be used."""
     root = tmp_path_factory.mktemp("inputs")
     rng = np.random.default_rng(0)
@@ -66,9 +66,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "text.npz").write_text("these are no lips\n")
 
     torch.manual_seed(0)
-    for name, model in MODELS.items():
-        sizes = {"hidden": 8, "latent_dim": 3, **({} if name == "a_vae" else {"features": 8})}
-        save_prior(root / f"{name}.safetensors", model(**sizes), STFT())
+    for name in MODELS:
+        save_prior(root / f"{name}.safetensors", tiny_prior(name), STFT())
     whole = (root / "a_vae.safetensors").read_bytes()
     (root / "cut.safetensors").write_bytes(whole[:-50])
     (root / "text.safetensors").write_text("these are no weights, whatever their name says\n" * 9)
@@ -140,7 +139,8 @@ REFUSED = {
     "train IN/typo.toml --data IN --out run": "'batchsize', did you mean 'batch_size'?",
     "train IN/bad.toml --data IN --out run": "not TOML",
     "train default/nothing --data IN --out run": "no recipe 'default/nothing'",
-    TRAIN: "train is no folder",
+    TRAIN: "cannot be read as sound",  # a folder of clips, and the first broken one
+    TRAIN.replace("--data IN", "--data none"): "none is no folder: a corpus is",
     TRAIN.replace("--out run", "--out /proc/run"): "choose another folder",
     f"{TRAIN} --device abacus": "device 'abacus' cannot be used",
     # demonstration and corpus

@@ -20,12 +20,15 @@ from pyro_avse.typing import InputError
 QUICK = VEM(iterations=3, warmup=2, draws=2, rank=3)
 
 
-def tiny(name: str) -> Any:
-    """A random prior, the same at each call."""
-    torch.manual_seed(1)
-    return MODELS[name](
-        latent_dim=3, hidden=8, **({} if name == "a_vae" else {"features": 8})
-    ).requires_grad_(False)
+@pytest.fixture
+def tiny(tiny_prior: Any) -> Any:
+    """tiny(name): a random prior, the same at each call."""
+
+    def build(name: str) -> Any:
+        torch.manual_seed(1)
+        return tiny_prior(name).requires_grad_(False)
+
+    return build
 
 
 def noisy(sample_rate: int = 16000, seconds: float = 1.0, seed: int = 0) -> np.ndarray:
@@ -41,12 +44,12 @@ def mouths(frames: int = 30) -> np.ndarray:
 
 
 @pytest.fixture
-def enhancer() -> Enhancer:
+def enhancer(tiny: Any) -> Enhancer:
     return Enhancer(tiny("min_vae_v2"), QUICK, device="cpu")
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_what_comes_out(name: str) -> None:
+def test_what_comes_out(name: str, tiny: Any) -> None:
     """Speech and noise are float32, as long as the mixture, and sum to it; times and responsibilities fit the STFT."""
     mixture = noisy()
     result = Enhancer(tiny(name), QUICK, device="cpu")(mixture, mouths(), 30.0)
@@ -104,7 +107,7 @@ def test_the_global_generator_is_not_touched(enhancer: Enhancer) -> None:
     assert np.array_equal(np.random.get_state()[1], numpy_before)  # noqa: NPY002
 
 
-def test_lips_matter_only_where_they_are_seen() -> None:
+def test_lips_matter_only_where_they_are_seen(tiny: Any) -> None:
     """MIN-VAE's speech changes with the lips; A-VAE's does not."""
     for name, same in (("a_vae", True), ("min_vae_v2", False)):
         enhancer = Enhancer(tiny(name), QUICK, device="cpu")
@@ -112,7 +115,7 @@ def test_lips_matter_only_where_they_are_seen() -> None:
         assert np.array_equal(with_lips.speech, without.speech) == same
 
 
-def test_missing_lips() -> None:
+def test_missing_lips(tiny: Any) -> None:
     """Only V-VAE cannot do without lips, and says so."""
     for name in ("a_vae", "min_vae_v2"):
         assert Enhancer(tiny(name), QUICK, device="cpu")(noisy()).speech.shape == (16000,)
@@ -171,7 +174,7 @@ def test_sound_that_cannot_be_used(enhancer: Enhancer) -> None:
             enhancer(mixture)
 
 
-def test_enhance_loads_a_weight_file(tmp_path: Path, enhancer: Enhancer) -> None:
+def test_enhance_loads_a_weight_file(tmp_path: Path, enhancer: Enhancer, tiny: Any) -> None:
     """`enhance` with a weight file and a scheme is the enhancer with that prior, its STFT included."""
     stft = STFT(hop=400)
     save_prior(tmp_path / "w.safetensors", tiny("min_vae_v2"), stft)

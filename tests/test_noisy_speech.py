@@ -18,7 +18,7 @@ from pyro_avse.models.noisy_speech import noisy_speech
 
 pytestmark = pytest.mark.usefixtures("float64")
 
-PRIORS = [*MODELS, "two_decoders"]
+PRIORS = [*MODELS, "a_vae+learned_prior", "v_vae+learned_prior", "two_decoders"]
 every_prior = pytest.mark.parametrize("name", PRIORS)
 every_shape = pytest.mark.parametrize("utterances", [(), (2,), (2, 3)])
 
@@ -215,6 +215,31 @@ def test_mean_field_target_is_the_expected_joint(
     torch.testing.assert_close(
         log_density - log_density[0], expected - expected[0], rtol=1e-9, atol=1e-9
     )
+
+
+@every_prior
+@every_shape
+def test_features_stand_for_the_pictures(
+    name, utterances, small_prior, random_power, random_lips
+) -> None:
+    """(31), (36), S17: program and targets given `visual_features` of the lips are those given the lips."""
+    prior, shape = small_prior(name), (*utterances, 4)
+    K, lips = prior.num_components, random_lips(*shape)
+    v = prior.visual_features(lips)
+    x, noise, z = complex_normal((*shape, 7)), random_power(*shape, 7), torch.randn(3, *shape, 2)
+    data = {"z": z[0], "alpha": torch.randint(0, K, shape)}
+    seen, kept = (
+        frame_log_density(noisy_speech, prior, x, pictures, noise, data=data)
+        for pictures in (lips, v)
+    )
+    assert all(torch.equal(kept[site], seen[site]) for site in seen)
+    r = torch.softmax(torch.randn(K, *shape), 0)
+    for kind, args in (
+        (MeanFieldTarget, (noise, r)),
+        (CollapsedTarget, (x.abs().square(), noise, r.mean(-1))),
+    ):
+        seen, kept = (kind(prior, pictures, *args).log_density(z) for pictures in (lips, v))
+        assert torch.equal(kept, seen)
 
 
 @every_prior

@@ -1,11 +1,12 @@
 """Recipes: the bundled ones parse, and whatever would not be trained as written is refused."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pyro_avse.models import MODELS
-from pyro_avse.recipe import Recipe, load_recipe, recipes
+from pyro_avse.recipe import Recipe, load_recipe, recipes, split_source
 from pyro_avse.training import build_prior
 from pyro_avse.typing import InputError
 
@@ -13,15 +14,35 @@ from pyro_avse.typing import InputError
 @pytest.mark.parametrize("name", recipes())
 def test_bundled_recipes_parse(name: str) -> None:
     """Every bundled recipe is of a known model, whose networks are those that it starts from weights."""
-    recipe = load_recipe(name)
-    networks = dict(MODELS[recipe.model](**recipe.options).named_children())
-    assert recipe.initialise.keys() <= networks.keys()
+    loaded = load_recipe(name)
+    stages = {"": loaded} if isinstance(loaded, Recipe) else loaded
+    for recipe in stages.values():
+        networks = dict(MODELS[recipe.model](**recipe.options).named_modules())
+        assert recipe.initialise.keys() <= networks.keys()
 
 
 def test_there_is_a_default_recipe_of_every_model() -> None:
-    """`default/NAME` trains the model NAME."""
-    assert {f"default/{name}" for name in MODELS} <= set(recipes())
-    assert all(load_recipe(f"default/{name}").model == name for name in MODELS)
+    """`default/NAME` trains the model NAME, and so does a stage of default/all; the paper's models also in `paper`."""
+    papers = {"a_vae", "v_vae", "av_vae", "min_vae_v1", "min_vae_v2", "min_vae_v3", "vae_mm"}
+    for regime, names in (("default", set(MODELS)), ("paper", papers)):
+        assert {f"{regime}/{name}" for name in names} <= set(recipes())
+        assert all(load_recipe(f"{regime}/{name}").model == name for name in names)
+        stages = load_recipe(f"{regime}/all")
+        assert all(stages[name].model == name for name in names)
+
+
+def test_the_paper_says_how_its_models_are_trained() -> None:
+    """Sec. IV-B: Adam at 1e-4, 100 epochs of batches of 128; noise on a third of the frames where a stage is noisy."""
+    for name, recipe in load_recipe("paper/all").items():
+        settings = recipe.training
+        assert settings.epochs == (0 if recipe.model == "vae_mm" else 100)
+        assert (settings.batch_size, settings.learning_rate) == (128, 1e-4)
+        assert settings.schedule == "constant"
+        noisy = 1 / 3 if name.endswith("_noisy") else 0
+        assert recipe.data.noisy_fraction == pytest.approx(noisy, abs=1e-3)
+        assert (name in ("a_vae_prior", "v_vae_prior", "a_vae_noisy")) == (
+            "learned_prior" in recipe.options
+        )
 
 
 def test_a_file_is_read_and_the_rest_is_default(tmp_path: Path) -> None:
@@ -67,6 +88,25 @@ REFUSED = {
     'model = "a_vae"\ntraining = 5': ["training is a table", "[training]"],
     'model = "a_vae"\noptions = 5': ["options is 5", "expected dict"],
     'model = "a_vae"\n[initialise]\ndecoder = 3': ["initialise: decoder is 3", "expected str"],
+    "stage = 5": ["stage is no list of tables", "[[stage]]"],
+    "stage = []": ["stage is no list of tables"],
+    'model = "a_vae"\n[[stage]]\nname = "a"': ["'model' beside [[stage]]"],
+    '[[stage]]\nmodel = "a_vae"': ["[[stage]] 1: name is None"],
+    '[[stage]]\nname = "../a"\nmodel = "a_vae"': ["name is '../a'", "for its folder"],
+    '[[stage]]\nname = "a"\nmodel = "a_vae"\n[[stage]]\nname = "a"\nmodel = "v_vae"': [
+        "[[stage]] 2: there is a stage 'a' already"
+    ],
+    '[[stage]]\nname = "a"\nrecipe = 5': ["recipe is 5", "expected str"],
+    '[[stage]]\nname = "a"\nrecipe = "paper/none"': ["no recipe 'paper/none'"],
+    '[[stage]]\nname = "a"\nrecipe = "paper/all"': ["paper/all is a pipeline: name a recipe"],
+    '[[stage]]\nname = "a"\nrecipe = "paper/a_vae"\nsede = 1': ["(a): unknown key 'sede'"],
+    '[[stage]]\nname = "a"\nrecipe = "paper/a_vae"\ntraining.epochs = "1"': ["epochs is '1'"],
+    '[[stage]]\nname = "v"\nmodel = "v_vae"\ninitialise.decoder = "a:decoder"\n'
+    '[[stage]]\nname = "a"\nmodel = "a_vae"': [
+        "stage 'v' starts decoder from 'a:decoder'",
+        "move it up",
+    ],
+    '[[stage]]\nname = "v"\nmodel = "v_vae"\ninitialise.decoder = "v"': ["no earlier stage"],
     "model: a_vae": ["not TOML"],
     'model = "a_vae"\nmodel = "v_vae"': ["not TOML"],
 }
@@ -80,8 +120,43 @@ def test_refusals_name_the_file_the_key_and_the_cure(text: str, tmp_path: Path) 
     with pytest.raises(InputError) as refusal:
         load_recipe(path)
     message = str(refusal.value)
-    assert all(part in message for part in [str(path), *REFUSED[text]]), message
+    named = [] if "no recipe" in message else [str(path)]
+    assert all(part in message for part in [*named, *REFUSED[text]]), message
     assert "\n" not in message
+
+
+def test_stages_are_recipes_with_changes(tmp_path: Path) -> None:
+    """A stage's tables lie over its recipe's, key by key; without a recipe the stage is all there is."""
+    path = tmp_path / "p.toml"
+    path.write_text(
+        '[[stage]]\nname = "one"\nmodel = "a_vae"\noptions.hidden = 8\n'
+        '[[stage]]\nname = "two"\nrecipe = "default/min_vae_v2"\nseed = 3\n'
+        'initialise.decoder = "one"\ntraining.epochs = 2\ndata.noisy_fraction = 0\n'
+    )
+    stages, base = load_recipe(path), load_recipe("default/min_vae_v2")
+    assert list(stages) == ["one", "two"]
+    assert stages["one"] == Recipe("a_vae", options={"hidden": 8})
+    assert stages["two"] == replace(
+        base,
+        seed=3,
+        initialise=base.initialise | {"decoder": "one"},
+        training=replace(base.training, epochs=2),
+        data=replace(base.data, noisy_fraction=0.0),
+    )
+
+
+@pytest.mark.parametrize(
+    ("source", "parts"),
+    [
+        ("a_vae", ("a_vae", None)),
+        ("a_vae:decoder", ("a_vae", "decoder")),
+        ("runs/a.safetensors:decoder.hidden", ("runs/a.safetensors", "decoder.hidden")),
+        ("runs/10:30/a.safetensors", ("runs/10:30/a.safetensors", None)),
+    ],
+)
+def test_a_source_is_weights_and_perhaps_a_network(source: str, parts: tuple[str, str]) -> None:
+    """What follows the last colon is a network, if it can be a name; a path may hold colons."""
+    assert split_source(source) == parts
 
 
 def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:

@@ -67,7 +67,10 @@ responsibilities = "epoch"
 
 
 def tiny_recipe(model: str = "min_vae_v2", **rest: Any) -> Recipe:
-    options = SIZES | ({} if model == "a_vae" else {"features": 8})
+    lips = SIZES | {"features": 8}
+    options: dict[str, Any] = SIZES if model == "a_vae" else lips
+    if model == "vae_mm":
+        options = {"audio": SIZES, "audio_visual": lips}
     return Recipe(model, **{"options": options, "training": STEPS} | rest)
 
 
@@ -243,7 +246,7 @@ def test_data_that_cannot_be_used_is_refused(tiny_corpus: Path, tmp_path: Path) 
         (tmp_path / "heard" / split).mkdir(parents=True)
         noise = np.random.default_rng(0).standard_normal(4000)
         soundfile.write(tmp_path / "heard" / split / "a.wav", 0.1 * noise, 16000)
-    with pytest.raises(InputError, match="no clips with lips"):
+    with pytest.raises(InputError, match=r"none of the 1 train clips has an .npz beside"):
         train(tiny_recipe(), [tmp_path / "heard"], tmp_path / "out")
     train(tiny_recipe("a_vae"), [tmp_path / "heard"], tmp_path / "out")
     for out in (tmp_path / "recipe", Path("/proc")):
@@ -289,7 +292,9 @@ def test_initialise_refuses_what_does_not_fit(
         (tiny_recipe(), {"decodr": str(path)}, "min_vae_v2 has only audio_prior, visual_prior"),
         (tiny_recipe(), {"decoder": "no_such"}, "unknown model 'no_such'"),
         (tiny_recipe(), {"decoder": str(tmp_path / "x.safetensors")}, "no such weight file"),
-        (tiny_recipe(), {"visual_encoder": str(path)}, "lacks 'features.bias'"),
+        (tiny_recipe(), {"visual_encoder": str(path)}, "without visual_encoder: it has audio_enc"),
+        (tiny_recipe(), {"visual_encoder": f"{path}:decoder"}, "lacks 'features.bias'"),
+        (tiny_recipe("vae_mm"), {"audio_visual": str(path)}, "holds a_vae: name weights of av_vae"),
         (wide, {"decoder": str(path)}, r"hidden.bias is \(8,\), this model's is \(9,\)"),
     ]
     for recipe, networks, message in refused:

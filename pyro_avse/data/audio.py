@@ -1,4 +1,5 @@
-"""Sound files: any rate and level in, 16 kHz mono with peak 1 inside, the same rate and level out.
+"""Sound of files and videos: any rate and level in, 16 kHz mono with peak 1 inside, the same rate
+and level out.
 
 `load_audio` (or `audio_from_array`) refuses what cannot be enhanced, `restore` undoes its
 resampling and scaling, and `save_audio` writes a whole file or nothing.
@@ -17,6 +18,7 @@ import soundfile
 import soxr
 from jaxtyping import Float, Float32, Shaped
 
+from pyro_avse.data.utterance import VIDEOS
 from pyro_avse.typing import InputError
 
 SAMPLE_RATE = 16000
@@ -44,17 +46,23 @@ class Audio:
 
 
 def load_audio(path: str | os.PathLike[str], *, channel: str | int = "first") -> Audio:
-    """Read one channel of a sound file in any format of libsndfile.
+    """Read one channel of a sound file in any format of libsndfile, or of the sound of a video.
 
     `channel` is "first", "mean" (of all channels) or an index from 0.
-    Raises InputError, in one line that names the file: missing, a folder, not a sound file, no such
-    channel; empty, silent, NaN or infinite samples, or shorter than one STFT window (0.064 s).
+    Raises InputError, in one line that names the file: missing, a folder, not a sound file, a video
+    without sound or damaged, no such channel; empty, silent, NaN or infinite samples, or shorter than
+    one STFT window (0.064 s).
     """
     path = Path(path)
     if os.path.isdir(path):
         raise InputError(f"{path} is a folder: name one sound file in it")
     if not os.path.exists(path):
         raise InputError(f"{path} does not exist: check the path")
+    if path.suffix.lower() in VIDEOS | {".m4a"}:
+        from pyro_avse.data.video import read_sound  # PyAV takes a while to load
+
+        samples, sample_rate = read_sound(path)
+        return _normalise(_pick(samples, channel, path), sample_rate, name=str(path), path=path)
     try:
         samples, sample_rate = soundfile.read(path, dtype="float64", always_2d=True)
     except soundfile.LibsndfileError as err:
@@ -131,7 +139,7 @@ def save_audio(
             os.fsync(file.fileno())
         part.replace(os.path.realpath(path))
 
-    _beside(path, write)
+    beside(path, write)
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
@@ -140,8 +148,12 @@ def check_writable(path: str | os.PathLike[str]) -> None:
     Raises InputError for an extension that names no sound format, a missing folder, one that cannot
     be written to (tried with an empty file, removed at once), and a path that is a folder.
     """
-    path = Path(path)
-    _format(path)
+    _format(Path(path))
+    check_place(Path(path))
+
+
+def check_place(path: Path) -> None:
+    """Whether a file can be written there, whatever its format. Raises InputError as `check_writable`."""
     if not os.path.isdir(os.path.dirname(os.path.realpath(path))):
         raise InputError(f"{path} cannot be written: make the folder {path.parent} first")
     if os.path.isdir(path):
@@ -152,7 +164,7 @@ def check_writable(path: str | os.PathLike[str]) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.lstat(path)  # refuses a name too long for the file system
 
-    _beside(path, probe)
+    beside(path, probe)
 
 
 def _normalise(
@@ -214,7 +226,7 @@ def _format(path: Path) -> str:
     return name
 
 
-def _beside(path: Path, use: Callable[[Path], None]) -> None:
+def beside(path: Path, use: Callable[[Path], None]) -> None:
     """Call `use` with an unused name in the folder where `path` leads; leave nothing so named."""
     part = Path(os.path.realpath(path)).with_name(f".{secrets.token_hex(8)}.part")
     try:

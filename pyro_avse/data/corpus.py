@@ -1,63 +1,63 @@
 """Corpora as folders: which utterances there are, without decoding any.
 
-With speakers, and with lips where the second file is there:
+`find_corpus` recognises what a folder holds, and `find_utterances` is one split of it. In the order in which they are
+tried:
 
-    ROOT/{train,valid,test}/SPEAKER/UTTERANCE.flac + UTTERANCE.npz
-
-and audio only, speakers unknown:
-
-    ROOT/{train,valid,test}/UTTERANCE.flac
-
-`.wav` serves as well as `.flac`.
+    a listed folder       a CSV with a column `file`                                                   (listing.py)
+    NTCD-TIMIT            Clean/volunteers/..., Noisy_TCDTIMIT/..., matlab_raw/{train,dev,test}/...    (ntcd.py)
+    a folder of clips     {train,valid,test}/[SPEAKER/]UTTERANCE.flac and .npz, or videos              (layout.py)
+    GRID                  s1/bbaf2n.mpg, ... with or without .align                                    (grid.py)
+    a folder of clips     the same without splits: [SPEAKER/]UTTERANCE of any sound or video           (layout.py)
 """
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
+from pyro_avse.data.grid import read_grid
+from pyro_avse.data.layout import read_layout
+from pyro_avse.data.listing import read_listing
+from pyro_avse.data.ntcd import read_ntcd
+from pyro_avse.data.utterance import SPLIT_FOLDERS, Corpus
+from pyro_avse.data.utterance import Mixture as Mixture
+from pyro_avse.data.utterance import Split as Split
+from pyro_avse.data.utterance import Utterance as Utterance
 from pyro_avse.typing import InputError
 
-Split = Literal["train", "valid", "test"]
-LAYOUT = "{train,valid,test}/[SPEAKER/]UTTERANCE.flac or .wav, and UTTERANCE.npz for its lips"
+LAYOUT = (
+    "{train,valid,test}/SPEAKER/UTTERANCE.flac and .npz of its lips, videos, GRID or NTCD-TIMIT"
+)
 
 
-@dataclass(frozen=True)
-class Utterance:
-    """One clip of a corpus, named, not yet read."""
+def find_corpus(root: str | os.PathLike[str]) -> Corpus:
+    """What a folder holds; nothing is decoded.
 
-    name: str
-    speaker: str | None
-    """None where the corpus does not say."""
-    split: Split
-    audio: Path
-    lips: Path | None
-    """None for a clip without video."""
+    Raises InputError for no folder, and one that holds no clips.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise InputError(f"{root} is no folder: a corpus is a folder of {LAYOUT}")
+    corpus = read_listing(root) or read_ntcd(root)
+    if corpus is None and not any((root / name).is_dir() for name in SPLIT_FOLDERS):
+        corpus = read_grid(root)
+    corpus = corpus or read_layout(root)
+    if not corpus.utterances and not corpus.problems:
+        raise InputError(f"{root} holds no utterances: a corpus is a folder of {LAYOUT}")
+    return corpus
 
 
 def find_utterances(root: str | os.PathLike[str], split: Split) -> list[Utterance]:
     """The utterances of one split, sorted by speaker and name.
 
-    Raises InputError where `root` has no such split, or the split no utterances, and where one
-    utterance is there as both .flac and .wav.
+    Raises InputError as `find_corpus` does, where the split has no utterances, and where it is ambiguous, as by two
+    sound files of one utterance.
     """
-    folder = Path(root) / split
-    if not folder.is_dir():
-        raise InputError(f"{folder} is no folder: a corpus is laid out as {root}/{LAYOUT}")
-    sounds = [
-        path
-        for pattern in ("*", "*/*")
-        for path in folder.glob(pattern)
-        if path.suffix.lower() in {".flac", ".wav"} and not path.name.startswith(".")
-    ]
-    if not sounds:
-        raise InputError(f"{folder} holds no utterances: a corpus is laid out as {root}/{LAYOUT}")
-    found: dict[tuple[str, str], Utterance] = {}
-    for path in sounds:
-        speaker = None if path.parent == folder else path.parent.name
-        lips = path.with_suffix(".npz")
-        key = (speaker or "", path.stem)
-        if key in found:
-            raise InputError(f"{path} and {found[key].audio.name} are one utterance: keep one")
-        found[key] = Utterance(path.stem, speaker, split, path, lips if lips.is_file() else None)
-    return [found[key] for key in sorted(found)]
+    corpus = find_corpus(root)
+    for problem in corpus.problems:
+        if problem.split in (None, split):
+            raise InputError(f"{problem.file} {problem.reason}")
+    found = [u for u in corpus.utterances if u.split == split]
+    if not found:
+        raise InputError(
+            f"{root} ({corpus.kind}) holds no {split} utterances: see pyro-avse data info {root}"
+        )
+    return found

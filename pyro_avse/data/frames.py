@@ -61,7 +61,7 @@ def load_frames(
         spectrum = stft.analyse(torch.from_numpy(waveform))
         power.append(spectrum.abs().square())
         if with_lips and utterance.lips is not None:
-            seen = load_lips(utterance.lips)
+            seen = load_lips(utterance.lips, fps=utterance.fps)
             times = stft.frame_times(len(spectrum))
             lips.append(torch.from_numpy(lips_on_grid(seen, times, len(waveform) / 16000)))
     if not power:

@@ -7,12 +7,15 @@ float32 in [0, 1].
 import os
 import zipfile
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Shaped
 
+from pyro_avse.data.utterance import VIDEOS
 from pyro_avse.typing import InputError
 
 SIDE = 67
@@ -34,18 +37,25 @@ class Lips:
 
 
 def load_lips(path: str | os.PathLike[str], *, fps: float | None = None) -> Lips:
-    """Read lip frames from .npz or .npy; `fps` overrides what the file says.
+    """Read lip frames from .npz, .npy, .mat or a video; `fps` overrides what the file says.
 
     .npz: keys `lips` (frame, 67, 67) and `fps`. .npy: (frame, 67, 67), where `fps` must be given,
     or the papers' (4489, frame), each column a picture flattened column by column, at 30 fps.
+    .mat: NTCD-TIMIT's HDF5, `data` (frame, 4489), at 30 fps. A video: the mouth of the face in it
+    (`pyro_avse.data.watch`), kept in a cache.
     Raises InputError, in one line that names the file: missing or not such a file, a key or the
     frame rate missing, another shape, no frames, grey levels that are neither 0..255 in an integer
     type nor [0, 1] in floating point, a frame rate that is not positive and finite.
     """
     path = Path(path)
     if not os.path.isfile(path):
-        raise InputError(f"{path} is no file: name a .npz or .npy of lip frames")
-    arrays = _read(path)
+        raise InputError(f"{path} is no file: name a .npz, .npy, .mat or video of the lips")
+    if path.suffix.lower() in VIDEOS:
+        from pyro_avse.data.watch import watch_cached  # PyAV and OpenCV take a while to load
+
+        seen = watch_cached(path)
+        return seen if fps is None else lips_from_array(seen.frames, fps)
+    arrays = _read_mat(path) if path.suffix.lower() == ".mat" else _read(path)
     if "lips" not in arrays:
         raise InputError(f"{path} has keys {sorted(arrays)}, not 'lips': name the frames 'lips'")
     frames = arrays["lips"]
@@ -76,15 +86,63 @@ def lips_on_grid(
     `duration` (of the sound, in seconds) its last picture is held; up to 0.25 s after is dropped.
     Raises InputError for a larger difference.
     """
-    n, seconds = len(lips.frames), len(lips.frames) / lips.fps
-    if abs(seconds - duration) > TOLERANCE + 1e-9:
-        raise InputError(
-            f"lips has {n} frames at {lips.fps:g} fps ({seconds:.2f} s), the sound lasts"
-            f" {duration:.2f} s: give --fps or trim"
-        )
+    n = len(lips.frames)
+    check_length(n, lips.fps, duration)
     # A time on the border of two pictures, k/fps, may fall short of it by rounding.
     shown = np.floor(times * lips.fps + 1e-6).astype(np.int64)
     return lips.frames[np.clip(shown, 0, n - 1)]
+
+
+def check_length(num_frames: int, fps: float, duration: float) -> None:
+    """Refuse lips that are not as long as the sound, up to 0.25 s."""
+    seconds = num_frames / fps
+    if abs(seconds - duration) > TOLERANCE + 1e-9:
+        raise InputError(
+            f"lips has {num_frames} frames at {fps:g} fps ({seconds:.2f} s), the sound lasts"
+            f" {duration:.2f} s: give --fps or trim"
+        )
+
+
+def count_mat_frames(path: Path) -> int:
+    """The frames of an NTCD-TIMIT .mat, from its header. Raises InputError for another file or shape."""
+    return int(_mat_data(path, lambda data: data.shape[0]))
+
+
+def _read_mat(path: Path) -> dict[str, np.ndarray]:
+    """Grey levels from NTCD-TIMIT's coefficients: each row an orthonormal 2-D DCT, column by column."""
+    from scipy.fft import idctn
+
+    rows: np.ndarray = _mat_data(path, lambda data: data[()])
+    grey = idctn(rows.reshape(-1, SIDE, SIDE).swapaxes(1, 2), axes=(1, 2), norm="ortho").round()
+    if len(grey) and not (grey.min() >= 0 and grey.max() <= 255):  # also true for NaN
+        raise InputError(
+            f"{path}: its inverse DCT reaches from {grey.min():g} to {grey.max():g}, not within 0..255:"
+            " give orthonormal 2-D DCTs of grey levels"
+        )
+    return {"lips": grey.astype(np.uint8), "fps": np.array(PAPER_FPS)}
+
+
+def _mat_data(path: Path, use: Callable[[Any], Any]) -> Any:
+    """`use` of the HDF5 dataset `data` (frame, 4489)."""
+    import h5py
+
+    try:
+        with h5py.File(path) as file:
+            data = file.get("data")
+            if not isinstance(data, h5py.Dataset):
+                raise InputError(
+                    f"{path} has keys {sorted(file)}, no dataset 'data': is it NTCD-TIMIT's?"
+                )
+            if data.ndim != 2 or data.shape[1] != SIDE * SIDE or data.dtype.kind not in "fiu":
+                raise InputError(
+                    f"{path}: data is {data.dtype} of shape {data.shape}: give (frame, 4489), each row the DCT"
+                    " of a 67x67 picture"
+                )
+            return use(data)
+    except OSError as err:
+        raise InputError(
+            f"{path} cannot be read as MATLAB 7.3 (HDF5): save it again with -v7.3, or the lips as .npz"
+        ) from err
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:

@@ -1,0 +1,160 @@
+"""VAE-MM: the story of S21, its E-step over two decoders by loops, and what it is when held at one component."""
+
+import itertools
+import math
+from dataclasses import dataclass, field
+
+import pyro
+import pyro.poutine as poutine
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributions import Exponential, MultivariateNormal
+
+from pyro_avse.inference import VEM, RandomWalk
+from pyro_avse.inference.vem import latent_responsibilities
+from pyro_avse.inference.wiener import average_speech_variance
+from pyro_avse.models import VAEMM
+from pyro_avse.typing import Info, InputError, State, Target
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+def traced(program, *args, data: dict[str, Tensor], **kwargs) -> dict:
+    """The sample sites of a Pyro program that is conditioned on `data`, with their log densities."""
+    trace = poutine.trace(pyro.condition(program, data)).get_trace(*args, **kwargs)
+    trace.compute_log_prob()
+    return {name: site for name, site in trace.nodes.items() if site["type"] == "sample"}
+
+
+@pytest.mark.parametrize("learned_prior", [False, True])
+def test_story(learned_prior: bool, small_prior, random_power, random_lips) -> None:
+    """S21: alpha ~ Cat(pi); where 0, z and s are A-VAE's, where 1 AV-VAE's. The guide is their encoders."""
+    prior = small_prior("vae_mm", learned_prior=learned_prior)
+    power, lips, z = random_power(4, 7), random_lips(4), torch.randn(4, 2)
+    heard, alpha = power + random_power(4, 7), torch.tensor([0, 1, 1, 0])
+    sites = traced(prior.model, power, lips, data={"z": z, "alpha": alpha})
+    assert set(sites) == {"frame", "alpha", "z", "s"}
+    r = torch.softmax(torch.randn(2, 4), 0)
+    kwargs = {"encoder_power": heard, "responsibilities": r}
+    guided = traced(prior.guide, power, lips, data={"z": z, "alpha": alpha}, **kwargs)
+    assert set(guided) == {"frame", "alpha", "z"}
+    pi = prior.mixing_weight
+    torch.testing.assert_close(sites["alpha"]["log_prob"], pi[alpha].log())
+    torch.testing.assert_close(guided["alpha"]["log_prob"], r[alpha, torch.arange(4)].log())
+    for n, k in enumerate(alpha):
+        part = [prior.audio, prior.audio_visual][k]
+        p, q = part.latent_prior(lips[n : n + 1]), part.encode(heard[n], lips[n])
+        if k == 0 and not learned_prior:
+            assert torch.equal(p.mean, torch.zeros(1, 1, 2))
+            assert torch.equal(p.variance, torch.ones(1, 1, 2))
+        for site, normal in ((sites, p), (guided, q)):
+            mean, variance = normal.mean.reshape(2), normal.variance.reshape(2)
+            expected = MultivariateNormal(mean, torch.diag(variance)).log_prob(z[n])
+            torch.testing.assert_close(site["z"]["log_prob"][n], expected)
+        sigma = part.log_variance(z[n], lips[n])[0].exp()
+        speech = Exponential(1 / sigma).log_prob(power[n]).sum() - 7 * math.log(math.pi)
+        torch.testing.assert_close(sites["s"]["log_prob"][n], speech)
+
+
+def test_chain_starts_and_lack_of_lips(small_prior, random_power, random_lips) -> None:
+    """Chains start at the components' own codes weighted by pi; without lips A-VAE stands in."""
+    prior, power, lips = small_prior("vae_mm"), random_power(4, 7), random_lips(4)
+    a = prior.audio.audio_encoder(power).mean
+    v = prior.audio_visual.encode(power, lips).mean[0]
+    for pi in ([0.3, 0.7], [1.0, 0.0]):
+        prior.mixing_weight.copy_(torch.tensor(pi))
+        torch.testing.assert_close(prior.initial_codes(power, lips), pi[0] * a + pi[1] * v)
+    assert prior.without_lips is prior.audio
+    with pytest.raises(InputError, match="lips"):
+        prior.visual_features(None)
+
+
+def test_the_parts_must_fit() -> None:
+    """Two sizes of z, or of a frame: one line."""
+    for size in ("latent_dim", "num_freqs"):
+        with pytest.raises(InputError, match=f"{size} is 7 in audio") as error:
+            VAEMM(audio={size: 7})
+        assert len(str(error.value).splitlines()) == 1
+
+
+@torch.no_grad()
+def test_e_step_over_two_decoders_by_loops(small_prior, random_power, random_lips) -> None:
+    """S23, S25: gamma sums over both decoders; the log-odds hold likelihoods, and the normalisers once.
+
+    Published code of this family counts the normalisers twice: its odds differ.
+    """
+    prior, lips, z = small_prior("vae_mm"), random_lips(4), torch.randn(3, 4, 2)
+    second_moment, pi = random_power(4, 7), torch.tensor([0.3, 0.7])
+    v = prior.visual_features(lips)
+    log_variance = prior.log_variance(z, v)
+    r = latent_responsibilities(prior, z, v, log_variance, second_moment, pi)
+    gamma = average_speech_variance(log_variance, r)
+    parts = prior.audio, prior.audio_visual
+    for n in range(4):
+        odds = {"once": math.log(0.3 / 0.7), "twice": math.log(0.3 / 0.7)}
+        precision = torch.zeros(7)
+        for d, (k, part) in itertools.product(range(3), enumerate(parts)):
+            sign = (1 - 2 * k) / 3
+            sigma = part.log_variance(z[d, n], lips[n])[0].exp()
+            precision += r[k, n] / sigma / 3
+            p = part.latent_prior(lips[n : n + 1])
+            for f in range(7):
+                term = -math.log(sigma[f]) - second_moment[n, f].item() / sigma[f].item()
+                odds = {way: value + sign * term for way, value in odds.items()}
+            for l in range(2):
+                mean, variance = p.mean[0, 0, l].item(), p.variance[0, 0, l].item()
+                square = (z[d, n, l].item() - mean) ** 2 / (2 * variance)
+                odds["once"] -= sign * (square + math.log(variance) / 2)
+                odds["twice"] -= sign * (square + math.log(variance))
+        assert torch.logit(r[0, n]).item() == pytest.approx(odds["once"], rel=1e-10)
+        assert abs(odds["twice"] - odds["once"]) > 1e-3
+        torch.testing.assert_close(gamma[n], 1 / precision)
+
+
+@dataclass(frozen=True)
+class Watched(RandomWalk):
+    """A random walk that notes every decision."""
+
+    accepted: list[Tensor] = field(default_factory=list)
+
+    def step(self, target: Target, state: State, *, rng: torch.Generator) -> tuple[State, Info]:
+        state, info = super().step(target, state, rng=rng)
+        self.accepted.append(info.accepted)
+        return state, info
+
+
+@pytest.mark.parametrize("component", [0, 1])
+@pytest.mark.parametrize("utterances", [(), (2,)])
+def test_held_at_a_component_it_is_that_model(
+    component: int, utterances: tuple[int, ...], small_prior, random_lips
+) -> None:
+    """S22-S27: with pi at exactly (1, 0) or (0, 1), VEM is A-VAE's or AV-VAE's: the same decisions and draws.
+
+    At (0.5, 0.5) it is not. The idle decoder may decode anything, infinities among it.
+    """
+    prior, shape = small_prior("vae_mm"), (*utterances, 6)
+    x, lips = torch.randn(*shape, 7, dtype=torch.complex128), random_lips(*shape)
+    z0 = torch.randn(*shape, 2)
+    parts = prior.audio, prior.audio_visual
+
+    def separate(prior: nn.Module, pi: tuple[float, ...]) -> tuple:
+        prior.initial_codes = lambda power, lips: z0
+        kernel = Watched(0.5)
+        scheme = VEM(kernel, iterations=4, warmup=3, draws=3, chains=2, rank=2, mixing_weight=pi)
+        return scheme(prior, x, lips), torch.stack(kernel.accepted)
+
+    expected, decisions = separate(parts[component], (1.0,))
+    mixed, _ = separate(prior, (0.5, 0.5))
+    assert (mixed.chains.draws - expected.chains.draws).abs().max() > 1e-3
+    assert 0.1 < decisions.double().mean() < 0.9
+    for overflow in (0, 1000):  # log sigma of the other: exp(-1000) is zero, its precision infinite
+        with torch.no_grad():
+            parts[1 - component].decoder.log_variance.bias -= overflow
+        found, same = separate(prior, tuple(float(k == component) for k in range(2)))
+        assert torch.equal(same, decisions)
+        close = {"rtol": 0, "atol": 1e-10}
+        torch.testing.assert_close(found.chains.draws, expected.chains.draws, **close)
+        torch.testing.assert_close(found.speech, expected.speech, **close)
+        torch.testing.assert_close(found.objective, expected.objective)
+        assert torch.equal(found.responsibilities[component], torch.ones(shape))
