@@ -2,8 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 DATA ?= ../shared/data
+JOBS ?= 2
 
-.PHONY: demo test test-slow lint check bench results weights
+.PHONY: demo test test-slow test-arviz1 lint check bench results weights
 
 demo: .venv/.package
 	$(BIN)/pyro-avse demo --out demo
@@ -13,6 +14,15 @@ test: .venv/.development
 
 test-slow: .venv/.development
 	$(BIN)/python -m pytest
+
+# ArviZ 1 wants a newer Python than 3.11; ARVIZ1_PYTHON=... names one that is not on the path.
+ARVIZ1_PYTHON ?= $(shell for p in python3.14 python3.13 python3.12; do $$p -c "" 2>/dev/null && echo $$p && break; done)
+test-arviz1:
+	@if [ -z "$(ARVIZ1_PYTHON)" ]; then echo "no Python 3.12 or later was found: ArviZ 1 is untested"; else \
+	  $(ARVIZ1_PYTHON) -m venv .venv-arviz1 && \
+	  .venv-arviz1/bin/python -m pip install --quiet --editable . "arviz>=1" pytest hypothesis && \
+	  .venv-arviz1/bin/python -m pytest -m "not slow" tests/test_diagnostics.py; \
+	fi
 
 lint: .venv/.development
 	$(BIN)/ruff format --check .
@@ -27,7 +37,9 @@ bench: .venv/.development
 
 # The tables of docs/RESULTS.md, from the data folder.
 results: .venv/.development
-	$(BIN)/python benchmarks/enhancement_table.py --data $(DATA)
+	$(BIN)/pyro-avse evaluate --data $(DATA)/grid --noise $(DATA)/noise/street_tram.flac,$(DATA)/noise/kitchen.flac,white \
+	  --snr -5,0,5 --models a_vae,v_vae,min_vae_v2 --out runs/results --jobs $(JOBS)
+	$(BIN)/pyro-avse report runs/results
 
 # The bundled weights, from the data folder and an hour of synthetic talkers, in three stages.
 weights: .venv/.development
@@ -46,5 +58,5 @@ weights: .venv/.development
 	touch $@
 
 .venv/.development: pyproject.toml constraints.txt | .venv/bin/python
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[synth,dev]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[synth,cluster,dev]"
 	touch $@ .venv/.package

@@ -4,7 +4,7 @@ import time
 
 from pyro_avse.data.audio import SAMPLE_RATE, Audio
 from pyro_avse.enhancer import Enhanced, Enhancer, Recording
-from pyro_avse.metrics import score
+from pyro_avse.metrics import Scores, score
 from pyro_avse.typing import JSON, InputError
 
 
@@ -15,8 +15,13 @@ def measure(
     inference: str,
     clean: Audio | None,
     seed: int,
+    *,
+    before: Scores | None = None,
 ) -> tuple[Enhanced, JSON]:
-    """Enhance a recording; the result, and its row: time, and scores before and after where `clean` is given."""
+    """Enhance a recording; the result, and its row: time, and scores before and after where `clean` is given.
+
+    `before` are the recording's own scores, where they are already known.
+    """
     start = time.perf_counter()
     result = enhancer.separate(recording, seed=seed)
     seconds = time.perf_counter() - start
@@ -31,7 +36,7 @@ def measure(
         "output": None,
     }
     if clean is not None:
-        row["input"] = score(audio.waveform, clean.waveform).as_dict()
+        row["input"] = (before or score(audio.waveform, clean.waveform)).as_dict()
         row["output"] = score(result.speech_16k, clean.waveform).as_dict()
     return result, row
 

@@ -1,4 +1,4 @@
-"""Scores of enhanced speech against clean speech: SI-SDR, SDR, PESQ and STOI, all by torchmetrics.
+"""Scores of enhanced speech against clean speech: SI-SDR, SDR, PESQ, STOI and ESTOI, all by torchmetrics.
 
 A score that cannot be had is NaN and has a reason; it is never 0 and never left out.
 """
@@ -9,18 +9,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from pyro_avse.typing import JSON, InputError
 
-NAMES = ("si_sdr", "sdr", "pesq_wb", "pesq_nb", "stoi")
+NAMES = ("si_sdr", "sdr", "pesq_wb", "pesq_nb", "stoi", "estoi")
 SDR_TAPS = 512
 """Length of the distortion filter that BSS-eval's SDR forgives."""
 LONGEST_PESQ = 20.0
 """Seconds. PESQ's reference code overruns its table of 50 utterances, each 0.2 s or more after
 0.2 s of pause, and kills the process; a clip within this limit cannot hold so many."""
 SHORTEST_STOI = 0.4
-"""Seconds of speech: STOI's 30 frames."""
+"""Seconds of speech: STOI's 30 frames, and ESTOI's."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,8 @@ class Scores:
     """MOS-LQO of P.862.1, 1.0 to 4.55: narrow-band, mapped; older papers print the raw P.862."""
     stoi: float
     """Short-time objective intelligibility, up to 1, not extended."""
+    estoi: float
+    """Extended STOI, up to 1: it also hears noise that comes and goes."""
     reasons: dict[str, str] = field(default_factory=dict)
     """Why a score is NaN, by its name."""
 
@@ -47,6 +49,24 @@ class Scores:
             **{name: None if math.isnan(value) else value for name, value in values.items()},
             "reasons": dict(self.reasons),
         }
+
+
+def auc(
+    detector: Float[np.ndarray, "frame"], truth: Bool[np.ndarray, "frame"]
+) -> tuple[float, str]:
+    """Area under the ROC curve of a detector, and why it is NaN, or "": P(detector is higher where true), a tie half.
+
+    NaN, with a reason, where all or no frames are true, and for a detector that is not finite.
+    """
+    if truth.all() or not truth.any():
+        return math.nan, f"{int(truth.sum())} of {len(truth)} frames are true"
+    if not np.isfinite(detector).all():
+        return math.nan, "the detector holds NaN or infinite values"
+    from scipy.stats import rankdata
+
+    positive = int(truth.sum())
+    wins = rankdata(detector)[truth].sum() - positive * (positive + 1) / 2  # Mann and Whitney's U
+    return float(wins / (positive * (len(truth) - positive))), ""
 
 
 class _Missing(Exception):
@@ -62,7 +82,7 @@ def score(
 
     Missing, with a reason: every score of a silent or non-finite signal; SDR under 512 samples;
     PESQ at other rates than 16 kHz (narrow-band: or 8 kHz), under 0.25 s, over 20 s, or where it
-    detects no utterance; STOI under 0.4 s of speech.
+    detects no utterance; STOI and ESTOI under 0.4 s of speech.
     Raises InputError where the two shapes differ or are not (sample,).
     """
     if estimate.shape != reference.shape or estimate.ndim != 1:
@@ -78,7 +98,8 @@ def score(
         "sdr": lambda: _sdr(estimate, reference),
         "pesq_wb": lambda: _pesq(estimate, reference, sample_rate, "wb"),
         "pesq_nb": lambda: _pesq(estimate, reference, sample_rate, "nb"),
-        "stoi": lambda: _stoi(estimate, reference, sample_rate),
+        "stoi": lambda: _stoi(estimate, reference, sample_rate, extended=False),
+        "estoi": lambda: _stoi(estimate, reference, sample_rate, extended=True),
     }
     for name, metric in metrics.items():
         try:
@@ -159,7 +180,9 @@ def _pesq(estimate: np.ndarray, reference: np.ndarray, sample_rate: int, mode: s
         raise _Missing("the estimate has no power that PESQ hears") from err
 
 
-def _stoi(estimate: np.ndarray, reference: np.ndarray, sample_rate: int) -> float:
+def _stoi(
+    estimate: np.ndarray, reference: np.ndarray, sample_rate: int, *, extended: bool
+) -> float:
     import torch
     from torchmetrics.functional.audio.stoi import short_time_objective_intelligibility
 
@@ -170,7 +193,7 @@ def _stoi(estimate: np.ndarray, reference: np.ndarray, sample_rate: int) -> floa
         warnings.filterwarnings("error", "Not enough STFT frames", RuntimeWarning)
         try:
             return short_time_objective_intelligibility(
-                torch.from_numpy(estimate), torch.from_numpy(reference), sample_rate
+                torch.from_numpy(estimate), torch.from_numpy(reference), sample_rate, extended
             ).item()
         except RuntimeWarning as err:
             raise _Missing(too_short) from err

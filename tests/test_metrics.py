@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pyro_avse.metrics import NAMES, Scores, score
+from pyro_avse.metrics import NAMES, Scores, auc, score
 from pyro_avse.typing import InputError
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -71,6 +71,8 @@ def test_pesq_and_stoi_are_the_packages_own() -> None:
     assert scores.pesq_wb == pytest.approx(pesq(16000, reference, estimate, "wb"), abs=1e-4)
     assert scores.pesq_nb == pytest.approx(pesq(16000, reference, estimate, "nb"), abs=1e-4)
     assert scores.stoi == pytest.approx(stoi(reference, estimate, 16000), abs=1e-6)
+    assert scores.estoi == pytest.approx(stoi(reference, estimate, 16000, extended=True), abs=1e-6)
+    assert scores.estoi != scores.stoi
     assert scores.pesq_wb != scores.pesq_nb
     assert scores.reasons == {}
 
@@ -93,6 +95,7 @@ def test_a_perfect_estimate_scores_best() -> None:
     assert scores.pesq_wb == pytest.approx(4.644, abs=1e-3)
     assert scores.pesq_nb == pytest.approx(4.549, abs=1e-3)
     assert scores.stoi == pytest.approx(1, abs=1e-6)
+    assert scores.estoi == pytest.approx(1, abs=1e-6)
 
 
 def test_missing_scores_are_nan_with_a_reason() -> None:
@@ -103,17 +106,17 @@ def test_missing_scores_are_nan_with_a_reason() -> None:
     click[100] = 1
     blip = np.where(np.arange(len(speech)) < 800, noisy, 0.0)  # 0.05 s
     long = bursts(40.0)
-    pesqs = {"pesq_wb", "pesq_nb"}
+    pesqs, stois = {"pesq_wb", "pesq_nb"}, {"stoi", "estoi"}
     for estimate, reference, sample_rate, missing, reason in [
         (0 * speech, speech, 16000, set(NAMES), "the estimate is silent"),
         (noisy, 0 * speech, 16000, set(NAMES), "the reference is silent"),
         (with_nan, speech, 16000, set(NAMES), "the estimate holds NaN"),
-        (noisy[:5000], speech[:5000], 16000, {"stoi"}, "0.4 s of speech"),
-        (noisy[:3999], speech[:3999], 16000, {"stoi", *pesqs}, "at least 1/4 of a second"),
-        (noisy[:300], speech[:300], 16000, {"stoi", "sdr", *pesqs}, "fewer than the 512 taps"),
-        (noisy[:1], speech[:1], 16000, {"stoi", "sdr", *pesqs}, "fewer than the 512 taps"),
-        (noisy, click, 16000, {"stoi"}, "0.4 s of speech"),
-        (noisy, blip, 16000, {"stoi", *pesqs}, "No utterances detected"),
+        (noisy[:5000], speech[:5000], 16000, stois, "0.4 s of speech"),
+        (noisy[:3999], speech[:3999], 16000, stois | pesqs, "at least 1/4 of a second"),
+        (noisy[:300], speech[:300], 16000, stois | pesqs | {"sdr"}, "fewer than the 512 taps"),
+        (noisy[:1], speech[:1], 16000, stois | pesqs | {"sdr"}, "fewer than the 512 taps"),
+        (noisy, click, 16000, stois, "0.4 s of speech"),
+        (noisy, blip, 16000, stois | pesqs, "No utterances detected"),
         (noisy, speech, 8000, {"pesq_wb"}, "wb PESQ takes 16000 Hz, not 8000"),
         (noisy, speech, 44100, pesqs, "nb PESQ takes 8000 or 16000 Hz, not 44100"),
         (long + 0.01, long, 16000, pesqs, "lasts 40.0 s, PESQ takes up to 20 s"),
@@ -148,14 +151,38 @@ def test_unequal_or_many_channels_are_refused() -> None:
             score(estimate, reference)
 
 
+def test_auc_is_the_share_of_pairs_in_order() -> None:
+    """By torchmetrics, ties included; NaN with its reason where there is nothing to tell apart."""
+    import torch
+    from torchmetrics.functional.classification import binary_auroc
+
+    rng = np.random.default_rng(6)
+    truth = rng.random(300) < 0.3
+    detector = np.round(rng.random(300) * 0.9 + 0.1 * truth, 1)
+    expected = binary_auroc(torch.from_numpy(detector), torch.from_numpy(truth).long()).item()
+    assert auc(detector, truth) == (pytest.approx(expected, abs=1e-6), "")
+    assert auc(1 - detector, truth)[0] == pytest.approx(1 - expected, abs=1e-6)
+    assert auc(truth.astype(float), truth)[0] == 1
+    assert auc(np.ones(300), truth)[0] == 0.5
+    for bad, labels, reason in [
+        (detector, truth & False, "0 of 300 frames are true"),
+        (detector, truth | True, "300 of 300"),
+        (np.where(detector > 0.5, np.nan, detector), truth, "NaN or infinite"),
+    ]:
+        area, why = auc(bad, labels)
+        assert math.isnan(area)
+        assert reason in why
+
+
 def test_as_dict_is_json() -> None:
-    scores = Scores(1.5, math.nan, 2.0, 3.0, 0.5, {"sdr": "too short"})
+    scores = Scores(1.5, math.nan, 2.0, 3.0, 0.5, 0.4, {"sdr": "too short"})
     assert json.loads(json.dumps(scores.as_dict(), allow_nan=False)) == {
         "si_sdr": 1.5,
         "sdr": None,
         "pesq_wb": 2.0,
         "pesq_nb": 3.0,
         "stoi": 0.5,
+        "estoi": 0.4,
         "reasons": {"sdr": "too short"},
     }
 
