@@ -8,14 +8,22 @@ if __name__ != "pyro_avse.inference":
 
 from collections.abc import Callable
 
+from pyro_avse.inference.amortised_vem import AmortisedVEM
+from pyro_avse.inference.auto_normal import AutoNormal
 from pyro_avse.inference.collapsed_vem import CollapsedVEM
 from pyro_avse.inference.elliptical_slice import EllipticalSlice
 from pyro_avse.inference.gibbs import Gibbs
+from pyro_avse.inference.gpeem import GPEEM
 from pyro_avse.inference.hmc import HMC
+from pyro_avse.inference.importance import Importance
 from pyro_avse.inference.independence import Independence
+from pyro_avse.inference.ldem import LDEM
 from pyro_avse.inference.mala import MALA
 from pyro_avse.inference.mcem import MCEM
+from pyro_avse.inference.nuts import NUTS
 from pyro_avse.inference.pcn import PCN
+from pyro_avse.inference.peem import PEEM
+from pyro_avse.inference.pyro_kernel import PyroKernel
 from pyro_avse.inference.random_walk import RandomWalk
 from pyro_avse.inference.run import run_chains
 from pyro_avse.inference.ula import ULA
@@ -36,6 +44,22 @@ SCHEMES: dict[str, Callable[..., Scheme]] = {
     "vem": VEM,
     "collapsed_vem": CollapsedVEM,
     "mcem": MCEM,
+    "peem": PEEM,
+    "gpeem": GPEEM,
+    "ldem": LDEM,
+    "amortised_vem": AmortisedVEM,
+    "importance": Importance,
+    "nuts": NUTS,
+    "auto_normal": AutoNormal,
 }
 
-__all__ = ["KERNELS", "MCEM", "SCHEMES", "VEM", "CollapsedVEM", "RandomWalk", "run_chains"]
+__all__ = [
+    "KERNELS",
+    "MCEM",
+    "SCHEMES",
+    "VEM",
+    "CollapsedVEM",
+    "PyroKernel",
+    "RandomWalk",
+    "run_chains",
+]

@@ -1,0 +1,209 @@
+"""Monte Carlo EM by importance sampling: the guide proposes, the posterior weighs. Slides S17-S20; [Owen 2013] ch. 9
+
+E-step: R codes of every frame, independent, from the encoders at the present estimate of speech,
+
+    q(z_n) = (1 - d) sum_k r_nk N(z_n; mu_k, c^2 Sigma_k) + d sum_k pi_k p(z_n | k)
+
+with mu_k, Sigma_k from q(z_n | s_n, k) at E|s_n|^2 / g_n, speech as loud as in training; first, at the mixture's power.
+c > 1 makes q wider than the encoder, which takes speech for known; the share d from the prior keeps sum_k u_rk below
+p(x_n | z_r) / d ("defensive"). Draw r and component k of alpha_n weigh
+
+    w_rk = u_rk / sum_rk u_rk,   u_rk = pi_k p(z_r | k) N_c(x_n; 0, g_n sigma_k(z_r) + (W H)_n) / q(z_r)
+
+in the M-step, S18, and the filter, S20, of `mcem`, where mcem has rho_rk / R. Two numbers come for nothing:
+
+    log (1/R) sum_rk u_rk               whose exponential is an unbiased estimate of p(x_n): the objective
+    1 / sum_r (sum_k w_rk)^2            how many draws of the posterior the R are worth, from 1 to R
+
+When to use it: for the evidence, to compare models or settings on a recording, and where codes have few dimensions: no
+chain, no warm-up, no step size. In many dimensions, or by an encoder that hears noise, one draw takes all the weight:
+look at `effective_sample_size` before the result.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from pyro.distributions import Independent, Normal
+from torch import Tensor
+
+from pyro_avse.distributions import align_components
+from pyro_avse.inference.mcem import (
+    Weights,
+    m_step,
+    monte_carlo_speech_power,
+    monte_carlo_wiener,
+)
+from pyro_avse.inference.peem import stop_unless_finite, sum_of_frames
+from pyro_avse.inference.target import CollapsedTarget
+from pyro_avse.inference.vem import initial_mixing_weight, update_mixing_weight
+from pyro_avse.models.nmf_noise import initial_factors, nmf_noise_variance
+from pyro_avse.typing import (
+    FrameMask,
+    InputError,
+    MixingWeight,
+    Power,
+    Responsibilities,
+    Separation,
+    Spectrum,
+    SpeechPrior,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportanceSeparation(Separation):
+    """A separation that says how far its weights can be trusted; `z` is the posterior mean, as one chain."""
+
+    effective_sample_size: Float[Tensor, "*utterance frame"]
+    """1 / sum of squared weights in the last E-step, from 1 to its number of draws."""
+
+
+@dataclass(frozen=True)
+class Importance:
+    """Settings of Monte Carlo EM by importance sampling.
+
+    Attributes:
+        iterations, rank, mixing_weight, learn_gain, exponent: as in `MCEM`.
+        draws, final_draws: R in each E-step, and in the last, from which speech is estimated.
+        widening: c, by which the proposal's standard deviations exceed the encoder's.
+        defensive: d, the share of draws from the prior, in (0, 1].
+
+    Raises:
+        InputError: another share, or a widening that is not positive.
+    """
+
+    iterations: int = 100
+    draws: int = 50
+    final_draws: int = 200
+    rank: int = 10
+    mixing_weight: tuple[float, ...] | None = None
+    learn_gain: bool = True
+    widening: float = 1.5
+    defensive: float = 0.1
+    exponent: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not (0 < self.defensive <= 1 and self.widening > 0):
+            raise InputError(
+                f"defensive is {self.defensive}, widening {self.widening}: give a share above 0 and up to 1, "
+                "and a factor above 0"
+            )
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prior: SpeechPrior,
+        mixture: Spectrum,
+        lips: Tensor | None = None,
+        *,
+        mask: FrameMask | None = None,
+        seed: int = 0,
+    ) -> ImportanceSeparation:
+        """Separate x (..., frame, freq); `objective` is the estimated log p(x) under each M-step's W, H, g and pi."""
+        x = mixture
+        power = x.real.square() + x.imag.square()
+        rng = torch.Generator(device=x.device).manual_seed(seed)
+
+        W, H = initial_factors(power, self.rank, mask=mask, rng=rng)
+        g = torch.ones_like(power[..., 0])
+        pi = initial_mixing_weight(prior, power, self.mixing_weight)
+        r = pi[..., None].expand(*pi.shape, power.shape[-2])
+        v = prior.visual_features(lips)
+        speech_power = power
+        objective: list[Tensor] = []
+
+        for iteration in range(self.iterations + 1):
+            # E-step: draws of q, and their weights
+            heard = speech_power / g[..., None]
+            q = guide_mixture(prior, heard, lips, v, r, pi, self.widening, self.defensive)
+            z = q.sample(self.final_draws if iteration == self.iterations else self.draws, rng=rng)
+            target = CollapsedTarget(prior, v, power, nmf_noise_variance(W, H), pi, g)
+            log_variance = prior.log_variance(z, v)
+            log_joint = target.component_log_joint(z, log_variance)
+            w, log_evidence = importance_weights(log_joint, q.log_prob(z))
+            objective.append(sum_of_frames(log_evidence, mask))
+            stop_unless_finite(objective, z, "Importance", "take a smaller widening")
+            sigma, r = log_variance.exp(), w.sum(1)
+            speech_power = monte_carlo_speech_power(power, sigma, w, W, H, g)
+            if iteration == self.iterations:
+                break
+            # M-step: S19
+            W, H, g = m_step(power, sigma, w, W, H, g, self.exponent, self.learn_gain, mask)
+            if self.mixing_weight is None:
+                pi = update_mixing_weight(r, mask)
+
+        return ImportanceSeparation(
+            speech=monte_carlo_wiener(x, sigma, w, W, H, g),
+            responsibilities=r,
+            mixing_weight=pi,
+            dictionary=W,
+            activations=H,
+            objective=torch.stack(objective[1:]),  # the first knew no M-step
+            z=(w.sum(0)[..., None] * z).sum(0)[None],
+            target=target,
+            gain=g if self.learn_gain else None,
+            effective_sample_size=w.sum(0).square().sum(0).reciprocal(),
+        )
+
+
+def importance_weights(
+    log_joint: Float[Tensor, "component draw *utterance frame"],
+    log_proposal: Float[Tensor, "draw *utterance frame"],
+) -> tuple[Weights, Float[Tensor, "*utterance frame"]]:
+    """w_rk, which sum to one over draws and components, and log (1/R) sum_rk u_rk, the evidence's estimate."""
+    log_u = log_joint - log_proposal
+    total = torch.logsumexp(log_u, (0, 1))
+    return torch.exp(log_u - total), total - math.log(len(log_proposal))
+
+
+@dataclass(frozen=True)
+class GaussianMixture:
+    """sum_j exp(log_weights_j) N(z_n; mean_j, diag stddev_j^2) for every frame."""
+
+    log_weights: Float[Tensor, "part *utterance frame"]
+    mean: Float[Tensor, "part *utterance frame latent"]
+    stddev: Float[Tensor, "part *utterance frame latent"]
+
+    def sample(
+        self, draws: int, *, rng: torch.Generator
+    ) -> Float[Tensor, "draw *utterance frame latent"]:
+        """Independent draws."""
+        shape, like = (draws, *self.mean.shape[1:]), self.mean
+        u = torch.rand(shape[:-1], generator=rng, dtype=like.dtype, device=like.device)
+        part = (u >= self.log_weights.exp().cumsum(0)[:-1, None]).sum(0)
+        index = part[None, ..., None].expand(1, *shape)
+        mean, stddev = (p[:, None].expand(-1, *shape) for p in (self.mean, self.stddev))
+        noise = torch.randn(shape, generator=rng, dtype=like.dtype, device=like.device)
+        return mean.gather(0, index)[0] + stddev.gather(0, index)[0] * noise
+
+    def log_prob(
+        self, z: Float[Tensor, "draw *utterance frame latent"]
+    ) -> Float[Tensor, "draw *utterance frame"]:
+        """The mixture's log density."""
+        parts = Independent(
+            Normal(self.mean[:, None], self.stddev[:, None], validate_args=False), 1
+        )
+        return torch.logsumexp(self.log_weights[:, None] + parts.log_prob(z), 0)
+
+
+def guide_mixture(
+    prior: SpeechPrior,
+    power: Power,
+    lips: Tensor | None,
+    features: Tensor | None,
+    responsibilities: Responsibilities,
+    mixing_weight: MixingWeight,
+    widening: float,
+    defensive: float,
+) -> GaussianMixture:
+    """q(z_n): the encoders at speech of that power, widened, and the prior; 2 K parts."""
+    r = responsibilities
+    shape = (*r.shape, prior.latent_dim)
+    q, p = prior.encode(power, lips), align_components(prior.latent_prior(features), r.dim())
+    weights = torch.cat([(1 - defensive) * r, defensive * mixing_weight[..., None].expand_as(r)])
+    return GaussianMixture(
+        log_weights=weights.log(),
+        mean=torch.cat([q.mean.expand(shape), p.mean.expand(shape)]),
+        stddev=torch.cat([widening * q.stddev.expand(shape), p.stddev.expand(shape)]),
+    )

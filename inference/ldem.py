@@ -1,0 +1,164 @@
+"""Langevin EM: Monte Carlo EM by unadjusted Langevin chains, smooth in time if asked. Slides S17-S20
+
+E-step: several chains for each frame follow the gradient of `CollapsedTarget` and a random push,
+
+    z' = z + eps^2/2 grad log p(z | x) + eps xi,    xi ~ N(0, I)
+
+and nothing is rejected. Draws of all chains count alike, each with its rho_k, in the M-step and the filter of `mcem`.
+Frames are independent there, though speech is smooth. With `total_variation` lambda > 0 the codes of an utterance are
+one event with the log density
+
+    sum_n log p(x_n, z_n) - lambda sum_n |z_n - z_{n-1}|_1
+
+that is, neighbours differ by Laplace variables: each number of z costs lambda for its way through time. The sums leave
+padding out. The penalty's normaliser depends on pi alone among the parameters; (44) ignores it.
+
+When to use it: where gradients are cheap and rejections are not, as when thousands of frames move at once; several
+chains average out one bad start. It is biased, by ULA's law (`ula`), more for larger eps; `kernel=MALA()` is exact.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pyro_avse.inference.mcem import (
+    m_step,
+    monte_carlo_q,
+    monte_carlo_wiener,
+    weighted_draws,
+)
+from pyro_avse.inference.peem import sum_of_frames
+from pyro_avse.inference.run import run_chains, stop_if_not_finite
+from pyro_avse.inference.target import CollapsedTarget
+from pyro_avse.inference.ula import ULA
+from pyro_avse.inference.vem import initial_mixing_weight, update_mixing_weight
+from pyro_avse.models.nmf_noise import initial_factors, nmf_noise_variance
+from pyro_avse.typing import (
+    Codes,
+    FrameMask,
+    InputError,
+    Kernel,
+    Separation,
+    Spectrum,
+    SpeechPrior,
+    Target,
+)
+
+
+@dataclass(frozen=True)
+class LDEM:
+    """Settings of Langevin EM.
+
+    Attributes:
+        kernel: what moves z, by gradients.
+        iterations, warmup, draws, final_warmup, final_draws, chains, rank, mixing_weight, learn_gain, exponent: as in
+            `MCEM`.
+        total_variation: lambda, the weight of the penalty on |z_n - z_{n-1}|_1; 0: none, and frames are independent.
+
+    Raises:
+        InputError: a negative lambda, under which codes would fly apart.
+    """
+
+    kernel: Kernel = field(default_factory=ULA)
+    iterations: int = 100
+    warmup: int = 10
+    draws: int = 5
+    final_warmup: int = 75
+    final_draws: int = 25
+    chains: int = 5
+    rank: int = 10
+    mixing_weight: tuple[float, ...] | None = None
+    learn_gain: bool = True
+    total_variation: float = 0.0
+    exponent: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not self.total_variation >= 0:
+            raise InputError(f"total_variation is {self.total_variation}: give 0 or more")
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prior: SpeechPrior,
+        mixture: Spectrum,
+        lips: Tensor | None = None,
+        *,
+        mask: FrameMask | None = None,
+        seed: int = 0,
+    ) -> Separation:
+        """Separate x (..., frame, freq); `objective` as in `MCEM`; under a penalty log densities have no frame axis."""
+        x = mixture
+        power = x.real.square() + x.imag.square()
+        rng = torch.Generator(device=x.device).manual_seed(seed)
+
+        W, H = initial_factors(power, self.rank, mask=mask, rng=rng)
+        g = torch.ones_like(power[..., 0])
+        pi = initial_mixing_weight(prior, power, self.mixing_weight)
+        start = prior.initial_codes(power, lips)
+        z = start.expand(self.chains, *start.shape)
+        v = prior.visual_features(lips)
+        objective: list[Tensor] = []
+
+        for iteration in range(self.iterations + 1):
+            final = iteration == self.iterations
+            # E-step: draws of p(z | x), smooth or not, and rho
+            collapsed = CollapsedTarget(prior, v, power, nmf_noise_variance(W, H), pi, g)
+            target: Target = collapsed
+            if self.total_variation:
+                target = SmoothTarget(collapsed, self.total_variation, mask)
+            chains = run_chains(
+                self.kernel,
+                target,
+                z,
+                draws=self.final_draws if final else self.draws,
+                warmup=self.final_warmup if final else self.warmup,
+                seed=rng,
+            )
+            z = chains.state.z
+            sigma, w = weighted_draws(collapsed, chains.draws.flatten(0, 1))
+            r = w.sum(1)
+            if final:
+                break
+            # M-step: S19
+            W, H, g = m_step(power, sigma, w, W, H, g, self.exponent, self.learn_gain, mask)
+            if self.mixing_weight is None:
+                pi = update_mixing_weight(r, mask)
+            objective.append(monte_carlo_q(power, sigma, w, W, H, g, mask))
+            stop_if_not_finite(objective, chains)
+
+        return Separation(
+            speech=monte_carlo_wiener(x, sigma, w, W, H, g),
+            responsibilities=r,
+            mixing_weight=pi,
+            dictionary=W,
+            activations=H,
+            objective=torch.stack(objective),
+            z=z,
+            target=target,
+            chains=chains,
+            gain=g if self.learn_gain else None,
+        )
+
+
+@dataclass(frozen=True)
+class SmoothTarget:
+    """An utterance's log density under the penalty: sum_n log p(x_n, z_n) - lambda sum_n |z_n - z_{n-1}|_1.
+
+    Its event is all of an utterance, so a kernel that rejects rejects all frames at once. `mask` leaves out padding:
+    its frames, and the steps to it.
+    """
+
+    collapsed: CollapsedTarget
+    weight: float
+    mask: FrameMask | None = None
+    event_dim: int = 2
+
+    def log_density(self, z: Codes) -> Float[Tensor, "*batch"]:
+        """For codes (chain, ..., frame, latent): (chain, ...)."""
+        mask = self.mask
+        both = None if mask is None else mask[..., 1:] & mask[..., :-1]
+        variation = z.diff(dim=-2).abs().sum(-1)
+        density = sum_of_frames(self.collapsed.log_density(z), mask)
+        return density - self.weight * sum_of_frames(variation, both)

@@ -1,0 +1,191 @@
+"""The no-U-turn sampler of Pyro on the posterior of z, with the noise held. [Hoffman and Gelman 2014]; slides S17
+
+MCEM runs first; its W, H, g and pi stay, and with them held the posterior of z is `noisy_speech` with s and alpha
+integrated out. A gain is a change of units: with x' = x / sqrt(g) and (W H)' = W H / g,
+
+    N_c(x; 0, g sigma_k(z) + W H) = N_c(x'; 0, sigma_k(z) + (W H)') / g^F
+
+so the program needs none. Pyro's NUTS then draws z, from where MCEM's chains stand. It is Pyro as it comes: the energy
+is that of all frames of an utterance together, so one step size serves the loudest frame and the quietest, and one
+decision is taken for all. Speech is the posterior mean over its draws (S20).
+
+When to use it: to check the kernels of this library on a second or two of sound, not to enhance. What it costs: up to
+2^max_tree_depth - 1 gradients of the whole utterance for every step, 255 at depth 8, each through Pyro's handlers; and
+utterances and chains run one after another, where HMC here takes `steps` gradients for all of them at once.
+"""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any, cast
+
+import numpy as np
+import pyro
+import torch
+from pyro.infer import mcmc
+from torch import Tensor
+
+from pyro_avse.inference.mcem import MCEM, monte_carlo_wiener, weighted_draws
+from pyro_avse.inference.run import stop_if_diverged
+from pyro_avse.inference.target import CollapsedTarget
+from pyro_avse.models.nmf_noise import nmf_noise_variance
+from pyro_avse.models.noisy_speech import noisy_speech
+from pyro_avse.typing import (
+    Chains,
+    FrameMask,
+    Kernel,
+    Separation,
+    Spectrum,
+    SpeechPrior,
+    State,
+)
+
+
+@dataclass(frozen=True)
+class NUTS:
+    """Settings of NUTS on `noisy_speech` (S17).
+
+    Attributes:
+        mcem: what finds W, H, g and pi; as many chains as it has are drawn.
+        warmup: steps in which Pyro finds a step size and a diagonal mass matrix.
+        draws: steps kept, for each chain.
+        max_tree_depth: a trajectory has at most 2^max_tree_depth - 1 leapfrog steps.
+    """
+
+    mcem: MCEM = field(default_factory=MCEM)
+    warmup: int = 200
+    draws: int = 100
+    max_tree_depth: int = 8
+
+    def __call__(
+        self,
+        prior: SpeechPrior,
+        mixture: Spectrum,
+        lips: Tensor | None = None,
+        *,
+        mask: FrameMask | None = None,
+        seed: int = 0,
+    ) -> Separation:
+        """Separate x (..., frame, freq); `objective` is log p(x, z) of every draw, the chains' mean, in place of
+        iterations.
+
+        `chains.kernel` is these settings, since no kernel of this library drew them. Frames of padding stay where
+        MCEM left them.
+        """
+        held = self.mcem(prior, mixture, lips, mask=mask, seed=seed)
+        draws = held.z[:, None].repeat(1, self.draws, *[1] * (held.z.dim() - 1))
+        diverging = torch.zeros(draws.shape[:-1], dtype=torch.bool, device=draws.device)
+        for utterance, frames, program in held_programs(prior, mixture, held, mask):
+            own, own_diverging = (
+                t[(slice(None), slice(None), *utterance)] for t in (draws, diverging)
+            )
+            for chain, start in enumerate(held.z):
+                with pyro_session(seed, chain, *utterance, device=mixture.device):
+                    z, when = self._draw(program, start[utterance][frames])
+                own[chain][:, frames] = z
+                own_diverging[chain, when] = True
+
+        with torch.no_grad():
+            return self._separation(mixture, held, draws, diverging, mask)
+
+    def _draw(self, program: tuple[Any, ...], start: Tensor) -> tuple[Tensor, list[int]]:
+        """One chain's draws (draw, frame, latent), and which of them ended a divergent trajectory."""
+        divergences: list[int] = []
+
+        def watch(kernel: Any, params: Any, stage: str, step: int) -> None:
+            if stage == "Sample":
+                divergences[:] = kernel.diagnostics()["divergences"]
+
+        kernel = mcmc.NUTS(noisy_speech, max_tree_depth=self.max_tree_depth, max_plate_nesting=1)
+        run = mcmc.MCMC(
+            kernel,
+            num_samples=self.draws,
+            warmup_steps=self.warmup,
+            initial_params={"z": start},
+            hook_fn=watch,
+            disable_progbar=True,
+        )
+        *args, pi = program
+        with torch.enable_grad():
+            run.run(*args, mixing_weight=pi)
+        return run.get_samples()["z"], divergences
+
+    def _separation(
+        self,
+        mixture: Spectrum,
+        held: Separation,
+        draws: Tensor,
+        diverging: Tensor,
+        mask: FrameMask | None,
+    ) -> Separation:
+        target = cast(CollapsedTarget, held.target)
+        log_density = torch.stack([target.log_density(chain) for chain in draws])
+        moved = torch.cat([held.z[:, None], draws], 1).diff(dim=1).ne(0).any(-1)
+        state = State(draws[:, -1], log_density[:, -1])
+        chains = Chains(
+            draws=draws,
+            log_density=log_density,
+            accepted=moved,
+            diverging=diverging,
+            acceptance_rate=moved.to(log_density.dtype).mean(1),
+            state=state,
+            kernel=cast(Kernel, self),
+        )
+        stop_if_diverged(chains)
+        sigma, w = weighted_draws(target, draws.flatten(0, 1))
+        W, H = held.dictionary, held.activations
+        joint = log_density.mean(0)
+        return Separation(
+            speech=monte_carlo_wiener(mixture, sigma, w, W, H, held_gain(held)),
+            responsibilities=w.sum(1),
+            mixing_weight=held.mixing_weight,
+            dictionary=W,
+            activations=H,
+            objective=(joint if mask is None else torch.where(mask, joint, 0)).sum(-1),
+            z=state.z,
+            target=target,
+            chains=chains,
+            gain=held.gain,
+        )
+
+
+def held_gain(held: Separation) -> Tensor:
+    """g_n of a result, 1 where it was not learned: (..., frame)."""
+    return torch.ones_like(held.activations[..., 0]) if held.gain is None else held.gain
+
+
+def held_programs(
+    prior: SpeechPrior, mixture: Spectrum, held: Separation, mask: FrameMask | None
+) -> Iterator[tuple[tuple[Any, ...], Any, tuple[Any, ...]]]:
+    """For every utterance its index, its sound frames, and `noisy_speech`'s arguments at MCEM's W, H, g, pi.
+
+    The arguments are (prior, x / sqrt(g), lips, W H / g, pi): S17 with the gain as a change of units.
+    """
+    g = held_gain(held)[..., None]
+    x, noise = mixture / g.sqrt(), nmf_noise_variance(held.dictionary, held.activations) / g
+    v = cast(CollapsedTarget, held.target).lips
+    for utterance in product(*map(range, mixture.shape[:-2])):
+        frames = slice(None) if mask is None else mask[utterance]
+        seen = None if v is None else v[utterance][frames]
+        pi = held.mixing_weight.movedim(0, -1)[utterance]
+        yield utterance, frames, (prior, x[utterance][frames], seen, noise[utterance][frames], pi)
+
+
+@contextmanager
+def pyro_session(*entropy: int, device: torch.device) -> Iterator[None]:
+    """What is global in Pyro and torch, set for a scheme and afterwards as it was.
+
+    Draws are decided by the integers `entropy`. Pyro's checks are off, and its warnings of NaN silent: the schemes look
+    at their objective, and stop with a Divergence.
+    """
+    cuda = [device] if device.type == "cuda" else []
+    with (
+        torch.random.fork_rng(devices=cuda),
+        pyro.validation_enabled(False),
+        warnings.catch_warnings(),
+    ):
+        warnings.filterwarnings("ignore", "Encountered NaN")
+        torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]))
+        yield
