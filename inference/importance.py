@@ -16,8 +16,8 @@ in the M-step, S18, and the filter, S20, of `mcem`, where mcem has rho_rk / R. T
     1 / sum_r (sum_k w_rk)^2            how many draws of the posterior the R are worth, from 1 to R
 
 When to use it: for the evidence, to compare models or settings on a recording, and where codes have few dimensions: no
-chain, no warm-up, no step size. In many dimensions, or by an encoder that hears noise, one draw takes all the weight:
-look at `effective_sample_size` before the result.
+chain, no warm-up, no step size. In many dimensions, and most of all by an encoder that does not hear the sound (V-VAE),
+one draw takes all the weight and the result is chance: look at `effective_sample_size` first.
 """
 
 import math
