@@ -21,7 +21,7 @@ from pyro_avse.inference.adaptation import Adaptation
 from pyro_avse.inference.independence import guide_proposal
 from pyro_avse.inference.nmf import is_nmf_update_H, is_nmf_update_W, normalise
 from pyro_avse.inference.random_walk import RandomWalk
-from pyro_avse.inference.run import run_chains, stop_if_not_finite
+from pyro_avse.inference.run import run_chains, stop_unless_finite
 from pyro_avse.inference.target import CollapsedMeanFieldTarget
 from pyro_avse.inference.vem import (
     initial_mixing_weight,
@@ -103,7 +103,7 @@ class CollapsedVEM:
             if self.mixing_weight is None:
                 pi = update_mixing_weight(r, mask)
             objective.append(vem_objective(V, W, H, r, pi, mask))
-            stop_if_not_finite(objective, chains)
+            stop_unless_finite(objective, chains, "CollapsedVEM")
 
         return Separation(
             speech=averaged_wiener_filter(x, gamma, nmf_noise_variance(W, H)),

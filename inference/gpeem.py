@@ -25,7 +25,8 @@ from torch import Tensor
 from torch.optim import Adam
 
 from pyro_avse.inference.mcem import m_step, monte_carlo_wiener, weighted_draws
-from pyro_avse.inference.peem import climb, stop_unless_finite, sum_of_frames
+from pyro_avse.inference.peem import climb, sum_of_frames
+from pyro_avse.inference.run import stop_unless_finite
 from pyro_avse.inference.target import CollapsedTarget
 from pyro_avse.inference.vem import initial_mixing_weight, update_mixing_weight
 from pyro_avse.models.nmf_noise import initial_factors, nmf_noise_variance

@@ -35,7 +35,8 @@ from pyro_avse.inference.mcem import (
     monte_carlo_speech_power,
     monte_carlo_wiener,
 )
-from pyro_avse.inference.peem import stop_unless_finite, sum_of_frames
+from pyro_avse.inference.peem import sum_of_frames
+from pyro_avse.inference.run import stop_unless_finite
 from pyro_avse.inference.target import CollapsedTarget
 from pyro_avse.inference.vem import initial_mixing_weight, update_mixing_weight
 from pyro_avse.models.nmf_noise import initial_factors, nmf_noise_variance

@@ -30,7 +30,7 @@ from pyro_avse.inference.mcem import (
     weighted_draws,
 )
 from pyro_avse.inference.peem import sum_of_frames
-from pyro_avse.inference.run import run_chains, stop_if_not_finite
+from pyro_avse.inference.run import run_chains, stop_unless_finite
 from pyro_avse.inference.target import CollapsedTarget
 from pyro_avse.inference.ula import ULA
 from pyro_avse.inference.vem import initial_mixing_weight, update_mixing_weight
@@ -126,7 +126,7 @@ class LDEM:
             if self.mixing_weight is None:
                 pi = update_mixing_weight(r, mask)
             objective.append(monte_carlo_q(power, sigma, w, W, H, g, mask))
-            stop_if_not_finite(objective, chains)
+            stop_unless_finite(objective, chains, "LDEM")
 
         return Separation(
             speech=monte_carlo_wiener(x, sigma, w, W, H, g),

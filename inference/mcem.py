@@ -31,7 +31,7 @@ from pyro_avse.inference.adaptation import Adaptation
 from pyro_avse.inference.independence import guide_proposal
 from pyro_avse.inference.nmf import FACTOR_FLOOR, Activations, Dictionary, normalise
 from pyro_avse.inference.random_walk import RandomWalk
-from pyro_avse.inference.run import run_chains, stop_if_not_finite
+from pyro_avse.inference.run import run_chains, stop_unless_finite
 from pyro_avse.inference.target import CollapsedTarget
 from pyro_avse.inference.vem import initial_mixing_weight, update_mixing_weight
 from pyro_avse.models.nmf_noise import initial_factors, nmf_noise_variance
@@ -133,7 +133,7 @@ class MCEM:
             if self.mixing_weight is None:
                 pi = update_mixing_weight(r, mask)
             objective.append(monte_carlo_q(power, sigma, w, W, H, g, mask))
-            stop_if_not_finite(objective, chains)
+            stop_unless_finite(objective, chains, "MCEM")
 
         return Separation(
             speech=monte_carlo_wiener(x, sigma, w, W, H, g),

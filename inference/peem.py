@@ -14,16 +14,15 @@ how much of the posterior lies beside it, so parameters and speech are surer of 
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.optim import Adam, Optimizer
 
-from pyro_avse.errors import Divergence
 from pyro_avse.inference.gradient import value_and_grad
 from pyro_avse.inference.mcem import m_step, monte_carlo_wiener, weighted_draws
+from pyro_avse.inference.run import stop_unless_finite
 from pyro_avse.inference.target import CollapsedTarget
 from pyro_avse.inference.vem import initial_mixing_weight, update_mixing_weight
 from pyro_avse.models.nmf_noise import initial_factors, nmf_noise_variance
@@ -113,10 +112,3 @@ def sum_of_frames(
 ) -> Float[Tensor, "*utterance"]:
     """Each utterance's sum over its frames, padding left out."""
     return (frames if mask is None else torch.where(mask, frames, 0)).sum(-1)
-
-
-def stop_unless_finite(objective: list[Tensor], partial: Any, scheme: str, cure: str) -> None:
-    """Raise Divergence, naming the EM iteration, where the last objective is NaN or infinite."""
-    if not objective[-1].isfinite().all():
-        where = f"{scheme}: the objective is not finite in iteration {len(objective)}"
-        raise Divergence(f"{where}: {cure}", partial)

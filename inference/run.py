@@ -3,6 +3,8 @@
 Chains are a leading axis, not a loop: one call of the target moves every chain, utterance and frame.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -77,14 +79,16 @@ def run_chains(
     return chains
 
 
-def stop_if_not_finite(objective: list[Tensor], chains: Chains) -> None:
-    """Raise Divergence, naming the EM iteration, where the last objective is NaN or infinite."""
+def stop_unless_finite(
+    objective: list[Tensor],
+    partial: Any,
+    scheme: str,
+    cure: str = "take a smaller step size, or a kernel that rejects, such as random_walk",
+) -> None:
+    """Raise Divergence with what was drawn, naming the EM iteration, where the last objective is NaN or infinite."""
     if not objective[-1].isfinite().all():
-        raise Divergence(
-            f"{type(chains.kernel).__name__}: the objective is not finite in iteration {len(objective)}: take a "
-            "smaller step size, or a kernel that rejects, such as random_walk",
-            chains,
-        )
+        where = f"{scheme}: the objective is not finite in iteration {len(objective)}"
+        raise Divergence(f"{where}: {cure}", partial)
 
 
 def stop_if_diverged(chains: Chains) -> None:

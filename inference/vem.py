@@ -23,7 +23,7 @@ from pyro_avse.inference.adaptation import Adaptation
 from pyro_avse.inference.independence import guide_proposal
 from pyro_avse.inference.nmf import is_nmf_cost, is_nmf_update_H, is_nmf_update_W, normalise
 from pyro_avse.inference.random_walk import RandomWalk
-from pyro_avse.inference.run import run_chains, stop_if_not_finite
+from pyro_avse.inference.run import run_chains, stop_unless_finite
 from pyro_avse.inference.target import MeanFieldTarget, expected_log_likelihood
 from pyro_avse.inference.wiener import (
     average_speech_variance,
@@ -133,7 +133,7 @@ class VEM:
                 pi = update_mixing_weight(r, mask)
 
             objective.append(vem_objective(V, W, H, r, pi, mask))
-            stop_if_not_finite(objective, chains)
+            stop_unless_finite(objective, chains, "VEM")
             if self.tolerance is not None and converged(objective, self.tolerance, mask, power):
                 break
 
@@ -205,7 +205,9 @@ def vem_objective(
 
     The terms in pi belong to the sum over n alone; the paper prints them under the sum over f, n.
     """
-    pi = mixing_weight.clamp_min(torch.finfo(mixing_weight.dtype).tiny)  # may underflow before r does
+    pi = mixing_weight.clamp_min(
+        torch.finfo(mixing_weight.dtype).tiny
+    )  # may underflow before r does
     prior_terms = torch.xlogy(responsibilities, pi[..., None]).sum(0)
     if mask is not None:
         prior_terms = torch.where(mask, prior_terms, 0)

@@ -14,7 +14,8 @@ class Divergence(InputError):
     """An algorithm left the region where its numbers are finite; its settings do not suit this input.
 
     Attributes:
-        partial: what was drawn before, the `Chains` of the E-step in which it was seen.
+        partial: what was drawn before: the `Chains` of the E-step in which it was seen, or the codes z of a scheme
+            that runs none.
     """
 
     def __init__(self, message: str, partial: Any) -> None:
