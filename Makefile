@@ -34,6 +34,7 @@ check: lint
 
 bench: .venv/.development
 	$(BIN)/python benchmarks/em_iteration.py
+	$(BIN)/python benchmarks/kernels.py
 
 # The tables of docs/RESULTS.md, from the data folder.
 results: .venv/.development
