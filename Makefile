@@ -42,10 +42,10 @@ results: .venv/.development
 	  --snr -5,0,5 --models a_vae,v_vae,min_vae_v2 --out runs/results --jobs $(JOBS)
 	$(BIN)/pyro-avse report runs/results
 
-# The bundled weights, from the data folder and an hour of synthetic talkers, in three stages.
+# The bundled weights, from the data folder and an hour of synthetic talkers, one from the other.
 weights: .venv/.development
 	$(BIN)/pyro-avse data synth --out runs/synth --speakers 100 --minutes 60 --seed 0
-	for model in a_vae v_vae min_vae_v2; do \
+	for model in a_vae v_vae av_vae min_vae_v2; do \
 	  $(BIN)/pyro-avse train default/$$model --data $(DATA)/commands --data $(DATA)/grid \
 	    --data runs/synth --out runs/$$model --resume && \
 	  cp runs/$$model/weights.safetensors pyro_avse/weights/$$model.safetensors || exit 1; \
