@@ -103,6 +103,9 @@ class AmortisedVEM:
         g = torch.ones_like(power[..., 0])
         pi = initial_mixing_weight(prior, power, self.mixing_weight)
         v = prior.visual_features(lips)
+        prior.encode(
+            power, lips
+        )  # refuses in one line where lips are missing; inside a trace Pyro adds its own
         encoders = Encoders(prior, power, lips, self.learning_rate)
         r = pi[..., None].expand(*pi.shape, power.shape[-2])
         objective: list[Tensor] = []

@@ -181,7 +181,11 @@ def latent_responsibilities(
     log_joint = align_components(prior.latent_prior(lips), z.dim()).log_prob(z)
     if len(log_variance) > 1:
         log_joint = log_joint + expected_log_likelihood(log_variance, second_moment)
-    return torch.softmax(mixing_weight.log()[..., None] + log_joint.mean(1), dim=0)
+    log_pi = mixing_weight.log()[..., None]
+    log_joint = torch.where(
+        log_pi > -torch.inf, log_joint.mean(1), 0
+    )  # held at 0: whatever it decodes
+    return torch.softmax(log_pi + log_joint, dim=0)
 
 
 def update_mixing_weight(

@@ -29,7 +29,7 @@ class Enhanced:
     speech_16k: Float32[np.ndarray, "sample_16k"]
     """The speech at 16 kHz where the mixture's peak is 1, for scoring."""
     responsibilities: Float[np.ndarray, "component frame"]
-    """r(alpha_n): row 0 is audio, the paper's pi_n."""
+    """r(alpha_n): row 0 is audio, the paper's pi_n; one row of ones for VAE-MM without lips, which is then A-VAE."""
     frame_times: Float[np.ndarray, "frame"]
     """Frame centres, in seconds."""
     objective: Float[np.ndarray, "iteration"]

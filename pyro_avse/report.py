@@ -5,6 +5,8 @@
     fig3.png     improvements by SNR, Fig. 3            fig4.png   by type of noise, Fig. 4
     report.html  all of these in one file, with players for the best and the worst clips
 
+and where lips were made bad on purpose, bad_lips.md, auc.md and responsibilities.png (`pyro_avse.bad_lips`).
+
 Means are over clips, each first averaged over its conditions; intervals hold 95 % by Student's t. A mean over fewer
 rows than there are says so: `+1.23 (n=47/50)`.
 """
@@ -17,6 +19,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from pyro_avse import html
+from pyro_avse.bad_lips import auc_table, draw_responsibilities, loss_table
 from pyro_avse.evaluation import find_enhancer
 from pyro_avse.files import make_folder, write_atomically
 from pyro_avse.mixtures import rebuild
@@ -46,7 +49,9 @@ PLAYERS = 3
 CAPTIONS = {
     "table2": "Input scores by SNR",
     "results": "Improvements, output minus input",
+    "bad_lips": "What bad lips cost: scores with them minus scores with clean ones",
     "auc": "r(audio) as a detector of bad lips",
+    "responsibilities": "r(audio) along time, and where the lips were bad",
     "fig3": "Improvements by SNR",
     "fig4": "Improvements by noise",
 }
@@ -67,9 +72,12 @@ def make_report(folder: str | Path, out: str | Path | None = None) -> str:
     out = folder / "report" if out is None else Path(out)
     make_folder(out)
     tables = {"table2": input_table(frame), "results": improvement_table(frame)}
+    figures = {"fig3": draw_by(frame, "snr"), "fig4": draw_by(frame, "noise")}
+    if len(loss := loss_table(frame)) > 1:
+        tables["bad_lips"] = loss
     if frame["auc"].notna().any():
         tables["auc"] = auc_table(frame)
-    figures = {"fig3": draw_by(frame, "snr"), "fig4": draw_by(frame, "noise")}
+        figures["responsibilities"] = draw_responsibilities(frame, protocol)
     about = _about(frame, protocol)
     for name, table in tables.items():
         write_atomically(out / f"{name}.md", as_markdown(table).encode())
@@ -105,19 +113,6 @@ def improvement_table(frame: "pd.DataFrame") -> Table:
         for noise, snr, part in parts:
             rest = [f"{part['audio_responsibility'].mean():.2f}", f"{part['seconds'].mean():.1f}"]
             table.append([*names, noise, snr, *_cells(part, "improvement", "+"), *rest])
-    return table
-
-
-def auc_table(frame: "pd.DataFrame") -> Table:
-    """How well r(audio) tells the frames whose lips are bad, by system and SNR."""
-    bad = frame[frame["auc"].notna()]
-    means = summarise(bad, [*SYSTEM, "snr"], ["auc"])
-    table = [[*SYSTEM, "SNR dB", "AUC", "low", "high", "clips"]]
-    for row in means.sort_values([*SYSTEM, "snr"]).itertuples():
-        values = [f"{value:.3f}" for value in (row.mean, row.low, row.high)]
-        table.append(
-            [*(str(getattr(row, n)) for n in SYSTEM), f"{row.snr:g}", *values, str(row.clips)]
-        )
     return table
 
 

@@ -52,7 +52,11 @@ class SpeechPrior(Protocol):
     `model` and `guide` are the pair that SVI trains; `latent_prior`, `encode` and `log_variance` are the triple
     (p(z|k), q(z|k), sigma_k) that the test-time algorithms see.
 
-    A prior that is another one where there are no lips has it as `without_lips`.
+    What only some priors have:
+
+        options            the constructor's arguments, which weight files keep: every prior that is to be saved
+        without_lips       the prior to take where there are no lips, if it is another one
+        alternate          names of encoders that are trained in turn, one an epoch; the trainer sets `active_encoder`
     """
 
     num_components: int
