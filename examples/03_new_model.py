@@ -15,7 +15,6 @@ frames are of which kind. Needs the extras `dev` (pytest) and `synth` (synthetic
 import argparse
 from pathlib import Path
 
-import numpy as np
 import pyro
 import pytest
 import torch
@@ -30,7 +29,11 @@ from pyro_avse.demo import CLIPS
 from pyro_avse.distributions import ComplexNormal
 from pyro_avse.metrics import score
 from pyro_avse.models import MODELS
-from pyro_avse.models import mixture as m
+from pyro_avse.models.mixture import (
+    component_negative_elbo,
+    select_component,
+    update_responsibilities,
+)
 from pyro_avse.models.nets import AudioEncoder, Decoder, IsotropicPrior
 from pyro_avse.recipe import Recipe, Training
 
@@ -55,29 +58,27 @@ class ThreeKinds(nn.Module):
         prior = self.latent_prior(lips)
         with pyro.plate("frame", len(power)):
             alpha = pyro.sample("alpha", Categorical(self.mixing_weight))  # (11)
-            mean, scale = (m.select_component(p, alpha) for p in (prior.mean, prior.stddev))
+            mean, scale = (select_component(p, alpha) for p in (prior.mean, prior.stddev))
             z = pyro.sample("z", Normal(mean, scale).to_event(1))  # (10)
-            s = ComplexNormal(0, self.decoder(z)).to_event(1)  # (1)
-            pyro.sample("s", s, obs=power.sqrt())
+            pyro.sample("s", ComplexNormal(0, self.decoder(z)).to_event(1), obs=power.sqrt())  # (1)
 
     def guide(self, power, lips=None, *, encoder_power=None, responsibilities=None) -> None:
         q = self.encode(power if encoder_power is None else encoder_power, lips)
         if responsibilities is None:
-            with torch.no_grad():
-                J = m.component_negative_elbo(self, power, lips, encoder_power=encoder_power)
-                responsibilities = m.update_responsibilities(J, self.mixing_weight)  # (22)
+            J = component_negative_elbo(self, power, lips, encoder_power=encoder_power)
+            responsibilities = update_responsibilities(J, self.mixing_weight)  # (22)
         r = Categorical(responsibilities.detach().movedim(0, -1))
         with pyro.plate("frame", len(power)):
             alpha = pyro.sample("alpha", r, infer={"enumerate": "parallel"})
-            mean, scale = (m.select_component(p, alpha) for p in (q.mean, q.stddev))
+            mean, scale = (select_component(p, alpha) for p in (q.mean, q.stddev))
             pyro.sample("z", Normal(mean, scale).to_event(1))  # (3), whatever alpha
 
     def visual_features(self, lips: Tensor | None) -> Tensor | None:
         return lips
 
     def latent_prior(self, lips: Tensor | None) -> Independent:
-        parts = [prior() for prior in self.priors]
-        mean, scale = (torch.stack([getattr(p, m) for p in parts]) for m in ("mean", "stddev"))
+        mean = torch.stack([prior().mean for prior in self.priors])
+        scale = torch.stack([prior().stddev for prior in self.priors])
         return Normal(mean[:, None], scale[:, None]).to_event(1)  # batch (component, 1)
 
     def encode(self, power: Tensor, lips: Tensor | None) -> Independent:
@@ -99,9 +100,9 @@ parser.add_argument("--out", type=Path, default=Path("runs/new_model"))
 args = parser.parse_args()
 
 # 1. The proofs that every model passes: the enumerated bound is brute force's, the fast targets are the Pyro joint, ...
-folder = Path(__file__).parents[1] / "tests"
-options = ["-q", "-k", "three_kinds", "--assert=plain", "-p", "no:cacheprovider"]
-if pytest.main([str(folder / "test_models.py"), str(folder / "test_noisy_speech.py"), *options]):
+folder, names = Path(__file__).parents[1], ("models", "noisy_speech", "mixture", "checkpoint")
+proofs = [str(folder / f"tests/test_{name}.py") for name in names]
+if pytest.main([*proofs, "-q", "-k", "three_kinds", "--assert=plain", "-p", "no:cacheprovider"]):
     raise SystemExit("three_kinds is not what its story tells")
 
 # 2. Training, from the bundled A-VAE's networks; the three priors find their places around its N(0, I).
@@ -114,6 +115,5 @@ weights = pyro_avse.train(recipe, args.out / "talkers", args.out, resume=True)
 clean, noise = (load_audio(CLIPS / f"{name}.flac").waveform for name in ("talker", "workshop"))
 mixture, _ = mix_at_snr(clean, noise, 0)
 enhanced = pyro_avse.enhance(mixture, model=str(weights))
-before, after = score(mixture, clean), score(enhanced.speech, clean)
-print(f"SI-SDR {before.si_sdr:.1f} -> {after.si_sdr:.1f} dB")
-print("frames of each kind:", np.bincount(enhanced.responsibilities.argmax(0), minlength=3))
+before, after = score(mixture, clean).si_sdr, score(enhanced.speech, clean).si_sdr
+print(f"SI-SDR {before:.1f} -> {after:.1f} dB, kinds:", enhanced.responsibilities.mean(1).round(2))

@@ -44,7 +44,8 @@ class Data:
     """Every frame of a minibatch is made quieter by up to this many dB, uniformly at random: at test time speech lies
     under the peak of the mixture."""
     noisy_fraction: float = 0.0
-    """Share of the training frames whose audio encoder hears noise: uniform on the power, 0 dB; the target is clean."""
+    """Share of the training frames whose audio encoder hears noise: uniform on the power, 0 dB; the target is clean.
+    None unless a recipe says so: the paper's third is in default/min_vae_v1 and v2, and paper/all's noisy stages."""
     hop: int = 533
     """Samples from one STFT frame to the next; the window has 1024."""
 
@@ -61,7 +62,8 @@ class Training:
     responsibilities: Literal["step", "epoch"] = "step"
     """r(alpha_n): from each step's own draws, or a table refreshed after each epoch (the paper)."""
     patience: int = 20
-    """Stop after this many epochs without a better validation ELBO; the best epoch's weights are kept."""
+    """Stop after this many epochs without a better validation ELBO, never if it is `epochs`; the best epoch's weights
+    are kept."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,14 @@ def parse_recipe(content: JSON, *, source: str) -> Recipe:
         )
     if recipe.training.batch_size < 1:
         raise InputError(f"{source} [training]: batch_size is 0: expected 1 or more")
+    if recipe.data.noisy_fraction > 1:
+        raise InputError(
+            f"{source} [data]: noisy_fraction is {recipe.data.noisy_fraction}: expected a share from 0 to 1"
+        )
+    if recipe.training.epochs > 0 and recipe.training.patience < 1:
+        raise InputError(f"{source} [training]: patience is 0: expected 1 or more")
+    if recipe.training.epochs > 0 and recipe.training.learning_rate == 0:
+        raise InputError(f"{source} [training]: learning_rate is 0: expected more, 1e-4 say")
     if recipe.training.epochs < 1 and not recipe.initialise:
         raise InputError(
             f"{source} [training]: epochs is 0: expected 1 or more, or [initialise] to assemble from"

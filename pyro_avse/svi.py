@@ -12,6 +12,7 @@ alpha_n of its own (AV-VAE's S15, r held by the model) so does the bound. Of enc
 trained, in turn. Each epoch seeds its own draws, and a snapshot holds all that the next one depends on.
 """
 
+import math
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -77,32 +78,41 @@ class Trainer:
         return last + 1 >= options.epochs or last - best >= options.patience
 
     def run_epoch(self) -> JSON:
-        """One pass over the training frames, pi by (25), and the validation ELBO; returns the log's line."""
+        """One pass over the training frames, pi by (25), and the validation ELBO; returns the log's line.
+
+        Raises:
+            InputError: parameters or the validation bound are not finite; the epoch is not recorded.
+        """
         epoch = len(self.history)
         rate = self._learning_rate(epoch)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         if self.encoders:
             self.prior.active_encoder = self.encoders[epoch % len(self.encoders)]
-        with seeded(self.recipe.seed, epoch, device=self.device):
-            try:
+        try:
+            with seeded(self.recipe.seed, epoch, device=self.device):
                 train_elbo, mean_responsibility = self._pass_over_frames()
-            except ValueError as error:
-                if "constraint" not in str(error):  # what Pyro says of parameters that are NaN
-                    raise
-                reason = str(error).splitlines()[0]
-                raise InputError(
-                    f"training diverged in epoch {epoch} ({reason}): lower learning_rate"
-                ) from error
-            if self.table is not None:
-                self._refresh_table()
-                mean_responsibility = update_mixing_weight(self.table)
-        self.prior.mixing_weight.copy_(mean_responsibility)  # (25)
+                if self.table is not None:
+                    self._refresh_table()
+                    mean_responsibility = update_mixing_weight(self.table)
+            self.prior.mixing_weight.copy_(mean_responsibility)  # (25)
+            validation = validate(self.prior, self.valid, seed=self.recipe.seed)
+        except ValueError as error:
+            if "constraint" not in str(error):  # what Pyro says of parameters that are NaN
+                raise
+            reason = str(error).splitlines()[0]
+            raise InputError(
+                f"training diverged in epoch {epoch} ({reason}): lower learning_rate"
+            ) from error
+        if not math.isfinite(bound := validation["valid_elbo"]):
+            raise InputError(
+                f"training diverged in epoch {epoch} (the bound is {bound}): lower learning_rate"
+            )
         row = {
             "epoch": epoch,
             "learning_rate": rate,
             "train_elbo": train_elbo,
-            **validate(self.prior, self.valid, seed=self.recipe.seed),
+            **validation,
             "mixing_weight": self.prior.mixing_weight.tolist(),
         }
         if not self.history or row["valid_elbo"] > max(r["valid_elbo"] for r in self.history):
@@ -138,6 +148,7 @@ class Trainer:
                 TraceEnum_ELBO(max_plate_nesting=1) if self.enumerates else TraceMeanField_ELBO()
             )
             elbo = self.elbo or default
+            lips = self.prior.visual_features(lips)  # once for model and guide
             loss = elbo.differentiable_loss(model, guide, power, lips, **heard_by)
             return loss, power.new_ones(1, len(power))
         if self.table is None and self.elbo is None:
@@ -165,21 +176,22 @@ class Trainer:
 
     def _batch(self, index: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
         """Clean power, lips, and the power that the audio encoder hears."""
-        power = self.train.power[index].to(self.device)
-        if quieter := self.recipe.data.level_range_db:
-            power = power * 10 ** (-0.1 * quieter * torch.rand(len(index), 1, device=self.device))
+        power = heard = self.train.power[index].to(self.device)
         lips = self.train.lips
-        heard = power
         if self.noise_level:
             hit = self.noisy[index].to(self.device)[:, None]
             heard = power + hit * self.noise_level * torch.rand_like(power)
+        if quieter := self.recipe.data.level_range_db:
+            scale = 10 ** (-0.1 * quieter * torch.rand(len(index), 1, device=self.device))
+            power, heard = scale * power, scale * heard
         return power, None if lips is None else lips[index].to(self.device), heard
 
     def _noise_injection(self) -> tuple[float, Tensor]:
         """Level and frames of the noise on the audio encoder's input (Sec. IV-B): uniform on the power, 0 dB.
 
-        The SNR is that of all training frames together: noise drawn from [0, level] has the mean power of speech.
-        The frames are drawn once for the run; what the decoder has to explain stays clean.
+        The SNR is that of all training frames together: noise drawn from [0, level] has the mean power of speech,
+        and `level_range_db` makes the two quieter together. The frames are drawn once for the run; what the decoder
+        has to explain stays clean.
         """
         with seeded(self.recipe.seed, 0, 1):
             noisy = torch.rand(len(self.train)) < self.recipe.data.noisy_fraction
@@ -264,7 +276,8 @@ def validate(prior: Any, frames: Frames, *, seed: int) -> JSON:
     """The bound (17) and its parts on held-out frames, in nats a frame, by one draw each of a fixed seed.
 
     Of encoders that are trained in turn, the mean over all of them, so that epochs compare. Of AV-VAE, the bound of
-    q(z | s, v), whatever share of the loss (S15) its prior has.
+    q(z | s, v), whatever share of the loss (S15) its prior has: one scale for all shares. At a share of 1 that encoder
+    never learns, and epochs are then told apart by how prior and decoder fit the codes that it began with.
     """
     device = prior.mixing_weight.device
     sums = torch.zeros(3, device=device)

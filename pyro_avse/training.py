@@ -40,8 +40,8 @@ CHECKPOINT, WEIGHTS = "checkpoint.safetensors", "weights.safetensors"
 LOG, CURVES = "log.jsonl", "curves.png"
 
 
-Stages = Mapping[str, Path | nn.Module]
-"""Weights of earlier stages; in a rehearsal their models, not yet trained."""
+Stages = Mapping[str, Path | tuple[nn.Module, STFT]]
+"""Weights of earlier stages; in a rehearsal their models, not yet trained, and their STFTs."""
 
 
 def train(
@@ -76,12 +76,13 @@ def train(
     stages = {"": recipe} if isinstance(recipe, Recipe) else recipe  # out / "" is out
     roots = [data] if isinstance(data, str | Path) else list(data)
     load = cache(partial(_load_split, roots))  # stages of one kind share their frames
-    rehearsed: dict[str, nn.Module] = {}
+    rehearsed: dict[str, tuple[nn.Module, STFT]] = {}
     for name, stage in stages.items():
         try:
-            rehearsed[name] = build_prior(stage, rehearsed)
+            prior = build_prior(stage, rehearsed)
+            rehearsed[name] = prior, STFT(hop=stage.data.hop)
             _find_checkpoint(out / name, stage, resume)
-            _load_frames(stage, rehearsed[name], load)
+            _load_frames(stage, prior, load)
         except InputError as error:
             if not name:
                 raise
@@ -147,14 +148,16 @@ def build_prior(recipe: Recipe, stages: Stages | None = None) -> Any:
     """The recipe's model, freshly drawn from its seed, with the networks that `initialise` names copied in.
 
     Raises:
-        InputError: options that the model does not take; a network that it or the weights lack, or of another shape.
+        InputError: options that the model does not take; a network that it or the weights lack, or of another shape;
+            weights of another STFT; without epochs, a network that `initialise` leaves as drawn.
     """
     with seeded(recipe.seed):
         try:
             prior: Any = MODELS[recipe.model](**recipe.options)
         except (TypeError, ValueError, RuntimeError) as error:
             raise InputError(f"[options] of {recipe.model}: {error}") from None
-    frequencies = STFT(hop=recipe.data.hop).n_fft // 2 + 1
+    stft = STFT(hop=recipe.data.hop)
+    frequencies = stft.n_fft // 2 + 1
     if prior.num_freqs != frequencies:
         raise InputError(
             f"[options] num_freqs is {prior.num_freqs}, the STFT has {frequencies}: leave it out"
@@ -163,20 +166,40 @@ def build_prior(recipe: Recipe, stages: Stages | None = None) -> Any:
         if network not in dict(prior.named_modules()):
             known = ", ".join(name for name, _ in prior.named_children())
             raise InputError(f"[initialise] {network}: {recipe.model} has only {known}")
-        _copy_network(prior.get_submodule(network), network, source, stages or {})
+        _copy_network(prior.get_submodule(network), network, source, stft, stages or {})
+    copied = tuple(f"{network}." for network in recipe.initialise)
+    drawn = [name for name, _ in prior.named_parameters() if not name.startswith(copied)]
+    if recipe.training.epochs == 0 and drawn:
+        networks = ", ".join(dict.fromkeys(name.split(".")[0] for name in drawn))
+        raise InputError(
+            f"[initialise] leaves {networks} of {recipe.model} untrained: name weights for it, or give epochs"
+        )
     return prior
 
 
-def _copy_network(module: nn.Module, network: str, source: str, stages: Stages) -> None:
+def _copy_network(module: nn.Module, network: str, source: str, stft: STFT, stages: Stages) -> None:
     """Start one network from the same one, or another, of some weights; a model from all of them."""
     weights, other = split_source(source)
-    path, model, tensors = _find_donor(weights, stages)
+    path, header, tensors = _find_donor(weights, stages)
+    model = header.get("model")
+    for key, ours in asdict(stft).items():
+        if (theirs := header.get("stft", {}).get(key, ours)) != ours:
+            raise InputError(
+                f"[initialise] {network}: {path} was trained at {key} {theirs}, [data] {key} is {ours}: "
+                "name other weights, or change [data]"
+            )
+    cure = "change [options]"
     wanted = _model_name(module)
     if wanted is not None and other is None:
         if model != wanted:
             raise InputError(
                 f"[initialise] {network}: {path} holds {model}: name weights of {wanted}"
             )
+        options: Any = module.options
+        differ = {k: v for k, v in header.get("options", {}).items() if options.get(k) != v}
+        if differ:
+            named = (f"options.{network}.{k} = {json.dumps(v)}" for k, v in differ.items())
+            cure = f"set {', '.join(named)}"
     else:
         prefix = f"{other or network}."
         found = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
@@ -190,18 +213,20 @@ def _copy_network(module: nn.Module, network: str, source: str, stages: Stages) 
         load_state(module, tensors, path)
     except InputError as error:
         raise InputError(
-            f"[initialise] {network}: {error}: name other weights, or change [options]"
+            f"[initialise] {network}: {error}: name other weights, or {cure}"
         ) from None
 
 
-def _find_donor(weights: str, stages: Stages) -> tuple[Path, str, dict[str, Tensor]]:
-    """Where weights are, of which model, and the tensors: of an earlier stage, bundled, or in a file."""
+def _find_donor(weights: str, stages: Stages) -> tuple[Path, JSON, dict[str, Tensor]]:
+    """Where weights are, their header, and the tensors: of an earlier stage, bundled, or in a file."""
     stage = stages.get(weights)
-    if isinstance(stage, nn.Module):
-        return Path(weights), str(_model_name(stage)), stage.state_dict()
+    if isinstance(stage, tuple):
+        prior, stft = stage
+        header = {"model": _model_name(prior), "options": prior.options, "stft": asdict(stft)}
+        return Path(weights), header, prior.state_dict()
     path = _find_file(weights, stages)
     tensors, header = load_tensors(path)
-    return path, str(header.get("model")), tensors
+    return path, header, tensors
 
 
 def _model_name(module: nn.Module) -> str | None:

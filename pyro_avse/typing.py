@@ -96,8 +96,8 @@ class SpeechPrior(Protocol):
     def visual_features(self, lips: Tensor | None) -> Tensor | None:
         """What the test-time algorithms need of the pictures, (..., frame, feature), computed once for a recording.
 
-        `latent_prior` and `log_variance` take it in place of the pictures. A prior in which they do not look at
-        the lips returns what it was given.
+        `latent_prior` and `log_variance` take it in place of the pictures, and with one component `model`, `guide` and
+        `encode` too: so they are trained. A prior in which these do not look at the lips returns what it was given.
         """
 
     def latent_prior(self, lips: Tensor | None) -> Independent:

@@ -14,7 +14,7 @@ from pyro_avse.checkpoint import load_prior, load_tensors
 from pyro_avse.cli import main
 from pyro_avse.files import write_atomically
 from pyro_avse.models import MODELS
-from pyro_avse.recipe import Pipeline, Recipe, Training, load_recipe
+from pyro_avse.recipe import Data, Pipeline, Recipe, Training, load_recipe
 from pyro_avse.svi import Trainer
 from pyro_avse.training import CHECKPOINT, CURVES, LOG, WEIGHTS, train
 from pyro_avse.typing import InputError
@@ -177,7 +177,23 @@ def test_a_killed_pipeline_resumes_to_the_same_bytes(
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
 
 
+def at_hop(stages: Pipeline, name: str, hop: int) -> None:
+    stages[name] = replace(stages[name], data=Data(hop=hop))
+
+
 REFUSED: dict[str, tuple[Callable[[Pipeline], Any], str]] = {
+    "network left as drawn": (
+        lambda s: s["copy"].initialise.pop("decoder"),
+        r"stage 'copy': \[initialise\] leaves decoder of a_vae untrained: name weights for it, or give epochs",
+    ),
+    "prior left as drawn": (
+        lambda s: s["copy"].options.update(learned_prior=True),
+        r"stage 'copy': \[initialise\] leaves audio_prior of a_vae untrained",
+    ),
+    "stage of another hop": (
+        lambda s: at_hop(s, "a_vae", 256),
+        r"stage 'v': \[initialise\] decoder: a_vae was trained at hop 256, \[data\] hop is 533: name",
+    ),
     "missing file": (
         lambda s: s["min"].initialise.update(decoder="no/such.safetensors"),
         r"stage 'min': no/such.safetensors: no such weight file",

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from pyro.infer import Trace_ELBO, TraceEnum_ELBO
+from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 from torch import Tensor
 from torch.distributions import Exponential, Normal, kl_divergence
 
@@ -28,12 +28,12 @@ def trainer(
 ) -> Callable[..., Trainer]:
     """trainer("av_vae"): a small model in float64 with 12 frames to train on."""
 
-    def build(model: str, **attributes: Any) -> Trainer:
+    def build(model: str, elbo: ELBO | None = None, **attributes: Any) -> Trainer:
         prior = small_prior(model)
         for name, value in attributes.items():
             setattr(prior, name, value)
         data = Frames(random_power(12, 7), random_lips(12))
-        return Trainer(prior, Recipe(model, training=STEPS), data, data)
+        return Trainer(prior, Recipe(model, training=STEPS), data, data, elbo=elbo)
 
     return build
 
@@ -74,6 +74,33 @@ def test_av_vae_is_trained_by_its_weighted_objective(
     torch.testing.assert_close(loss, -(weight * log_likelihood(z_p) + (1 - weight) * bound))
 
 
+@pytest.mark.parametrize("weight", [0.3, 0.0])
+@pytest.mark.parametrize("given", [False, True])
+def test_the_lips_are_embedded_once_a_step(
+    given: bool, weight: float, trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loss and gradients are those of model and guide that each look at the pictures; the embedding learns."""
+    usual = TraceEnum_ELBO(max_plate_nesting=1) if weight else TraceMeanField_ELBO()
+    run = trainer("av_vae", elbo=usual if given else None, prior_weight=weight)
+    prior, power, lips = run.prior, run.train.power, run.train.lips
+    seen: list[Tensor] = []
+    prior.embedding.features.register_forward_hook(lambda *call: seen.append(call[-1]))
+    found = []
+    for once in (True, False):
+        prior.zero_grad()
+        with seeded(1):
+            if once:
+                loss, _ = run._loss(power, lips, power + 0.5, torch.arange(12))
+            else:
+                pair, heard = (prior.model, prior.guide), {"encoder_power": power + 0.5}
+                loss = usual.differentiable_loss(*pair, power, lips, **heard)
+        loss.backward()
+        found.append((loss.detach(), {n: p.grad.clone() for n, p in prior.named_parameters()}))
+        assert len(seen) == (1 if once else 3)
+    torch.testing.assert_close(*found)
+    assert all(p.grad.abs().max() > 0 for p in prior.embedding.parameters())
+
+
 def test_av_vae_has_no_mixing_weight_to_learn(trainer: Callable[..., Trainer]) -> None:
     """pi and r stay 1, and the validation bound is that of q(z|s, v) whatever share the prior has of the loss."""
     run = trainer("av_vae", prior_weight=0.3)
@@ -98,7 +125,7 @@ def test_av_vae_needs_an_elbo_that_enumerates(trainer: Callable[..., Trainer]) -
 
 
 def test_encoders_take_turns(trainer: Callable[..., Trainer]) -> None:
-    """Sec. IV-C: each epoch moves one encoder, the decoder and the prior; the other encoder not by a bit.
+    """Sec. IV-A: each epoch moves one encoder, the decoder and the prior; the other encoder not by a bit.
 
     The broken twin leaves gradients of 0 in place, and Adam's momentum moves the encoder that rests.
     """

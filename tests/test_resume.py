@@ -255,6 +255,25 @@ def test_data_that_cannot_be_used_is_refused(tiny_corpus: Path, tmp_path: Path) 
             train(tiny_recipe(), [tiny_corpus], out)
 
 
+@pytest.mark.parametrize(
+    ("model", "mode", "rate", "reason"),
+    [
+        ("a_vae", "step", 1e30, "Expected parameter"),
+        ("min_vae_v2", "step", 1e30, "Expected parameter"),
+        ("min_vae_v2", "epoch", 1e30, "Expected parameter"),
+        ("v_vae", "step", 200.0, "the bound is nan"),
+    ],
+)
+def test_a_step_that_diverges_is_not_saved(
+    model: str, mode: Any, rate: float, reason: str, tiny_corpus: Path, tmp_path: Path
+) -> None:
+    """Of one batch an epoch, only validation and the table see where the step led: refused, and no file is written."""
+    far = replace(STEPS, batch_size=10**6, learning_rate=rate, responsibilities=mode)
+    with pytest.raises(InputError, match=rf"epoch 0 \({reason}.*\): lower learning_rate"):
+        train(tiny_recipe(model, training=far), tiny_corpus, tmp_path)
+    assert contents(tmp_path) == {}
+
+
 def test_another_number_of_frequencies_is_refused(tiny_corpus: Path, tmp_path: Path) -> None:
     """A model of other frequencies than the STFT's cannot see its frames."""
     with pytest.raises(InputError, match="num_freqs is 9, the STFT has 513"):
@@ -285,8 +304,12 @@ def test_initialise_copies_networks(donor: tuple[nn.Module, Path]) -> None:
 def test_initialise_refuses_what_does_not_fit(
     donor: tuple[nn.Module, Path], tmp_path: Path
 ) -> None:
-    """An unknown network, a missing file, a network that the file lacks, and one of another size."""
-    _, path = donor
+    """An unknown network, a missing file, a network that the file lacks, another size, another STFT."""
+    prior, path = donor
+    dense = tmp_path / "dense.safetensors"
+    save_prior(dense, prior, STFT(hop=256))
+    learned = tmp_path / "learned.safetensors"
+    save_prior(learned, MODELS["a_vae"](**SIZES, learned_prior=True), STFT())
     wide = tiny_recipe(options=SIZES | {"hidden": 9, "features": 8})
     refused: list[tuple[Recipe, dict[str, str], str]] = [
         (tiny_recipe(), {"decodr": str(path)}, "min_vae_v2 has only audio_prior, visual_prior"),
@@ -295,6 +318,12 @@ def test_initialise_refuses_what_does_not_fit(
         (tiny_recipe(), {"visual_encoder": str(path)}, "without visual_encoder: it has audio_enc"),
         (tiny_recipe(), {"visual_encoder": f"{path}:decoder"}, "lacks 'features.bias'"),
         (tiny_recipe("vae_mm"), {"audio_visual": str(path)}, "holds a_vae: name weights of av_vae"),
+        (
+            tiny_recipe("vae_mm"),
+            {"audio": str(learned)},
+            r"set options.audio.learned_prior = true$",
+        ),
+        (tiny_recipe(), {"decoder": str(dense)}, r"trained at hop 256, \[data\] hop is 533: name"),
         (wide, {"decoder": str(path)}, r"hidden.bias is \(8,\), this model's is \(9,\)"),
     ]
     for recipe, networks, message in refused:

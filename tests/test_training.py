@@ -360,19 +360,26 @@ def test_a_run_ends_after_its_epochs(trainer: Callable[..., Trainer]) -> None:
     assert len(run.history) == STEPS.epochs
 
 
-def test_noise_is_heard_by_the_audio_encoder_alone(trainer: Callable[..., Trainer]) -> None:
-    """Noise injection: a share of the frames, uniform on the power, 0 dB over all frames; the target stays clean."""
+@pytest.mark.parametrize("quieter", [0.0, 12.0])
+def test_noise_is_heard_by_the_audio_encoder_alone(
+    quieter: float, trainer: Callable[..., Trainer]
+) -> None:
+    """Noise injection: a share of the frames, uniform on the power, 0 dB over all frames; the target stays clean.
+
+    A frame that `level_range_db` makes quieter has its noise made quieter with it.
+    """
     run = trainer(frames=3000, noisy_fraction=1 / 3)
-    index = torch.arange(3000)
-    power, _, heard = run._batch(index)
-    assert torch.equal(power, run.train.power)
-    noise = heard - power
+    run.recipe = replace(run.recipe, data=replace(run.recipe.data, level_range_db=quieter))
+    target, _, heard = run._batch(torch.arange(3000))
+    power, scale = run.train.power, (target / run.train.power)[:, :1]
+    torch.testing.assert_close(target, scale * power, rtol=1e-12 if quieter else 0, atol=0)
+    noise = (heard - target) / scale
     hit = (noise != 0).any(1)
     assert 0.30 < hit.float().mean() < 0.37  # 1/3 within four standard deviations
     assert torch.equal(hit, run.noisy)
     mean = float(noise[hit].mean() / power.mean())
     assert abs(mean - 1) < 0.02  # 0 dB; 7000 draws, uniform on [0, 2]
-    assert 1.9 < float(noise.max() / power.mean()) <= 2
+    assert 1.9 < float(noise.max() / power.mean()) < 2 + 1e-9
     again = trainer(frames=3000, noisy_fraction=1 / 3)
     assert torch.equal(again.noisy, run.noisy)  # the same frames in every epoch and after a resume
 
