@@ -8,6 +8,7 @@ if __name__ != "pyro_avse.inference":
 
 from collections.abc import Callable
 
+from pyro_avse.inference.adaptation import DualAveraging, RobbinsMonro
 from pyro_avse.inference.amortised_vem import AmortisedVEM
 from pyro_avse.inference.auto_normal import AutoNormal
 from pyro_avse.inference.collapsed_vem import CollapsedVEM
@@ -54,12 +55,28 @@ SCHEMES: dict[str, Callable[..., Scheme]] = {
 }
 
 __all__ = [
+    "GPEEM",
+    "HMC",
     "KERNELS",
+    "LDEM",
+    "MALA",
     "MCEM",
+    "NUTS",
+    "PCN",
+    "PEEM",
     "SCHEMES",
+    "ULA",
     "VEM",
+    "AmortisedVEM",
+    "AutoNormal",
     "CollapsedVEM",
+    "DualAveraging",
+    "EllipticalSlice",
+    "Gibbs",
+    "Importance",
+    "Independence",
     "PyroKernel",
     "RandomWalk",
+    "RobbinsMonro",
     "run_chains",
 ]

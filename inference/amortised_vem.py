@@ -20,7 +20,7 @@ import copy
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
+from typing import Any, cast
 
 import pyro
 import torch
@@ -30,9 +30,10 @@ from pyro.distributions import Categorical, Independent, Normal
 from pyro.infer import TraceEnum_ELBO, TraceMeanField_ELBO
 from torch import Tensor
 
-from pyro_avse.errors import Divergence
-from pyro_avse.inference.mcem import Draws, m_step, monte_carlo_wiener
-from pyro_avse.inference.nuts import pyro_session
+from pyro_avse.inference.mcem import Draws, finite_where_idle, m_step, monte_carlo_wiener
+from pyro_avse.inference.nuts import WithoutIdle, pyro_session
+from pyro_avse.inference.run import stop_unless_finite, sum_of_frames
+from pyro_avse.inference.settings import check_settings
 from pyro_avse.inference.target import CollapsedTarget
 from pyro_avse.inference.vem import initial_mixing_weight, update_mixing_weight
 from pyro_avse.models.nmf_noise import initial_factors, nmf_noise_variance
@@ -70,6 +71,9 @@ class AmortisedVEM:
     mixing_weight: tuple[float, ...] | None = None
     learn_gain: bool = True
     exponent: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
     def __call__(
         self,
@@ -125,16 +129,12 @@ class AmortisedVEM:
             )
             r = torch.softmax(log_weight, 0)
             w = (r / sigma.shape[1])[:, None].expand(sigma.shape[:-1])
+            sigma = finite_where_idle(sigma, w)
             if final:
                 break
             bound = torch.logsumexp(log_weight, 0)
-            objective.append((bound if mask is None else torch.where(mask, bound, 0)).sum(-1))
-            if not objective[-1].isfinite().all():
-                raise Divergence(
-                    f"amortised_vem: the objective is not finite in iteration {iteration + 1}: "
-                    "lower learning_rate",
-                    z,
-                )
+            objective.append(sum_of_frames(bound, mask))
+            stop_unless_finite(objective, z, "amortised_vem", "lower learning_rate")
             # M-step
             W, H, g = m_step(power, sigma, w, W, H, g, self.exponent, self.learn_gain, mask)
             if self.mixing_weight is None:
@@ -193,11 +193,11 @@ class Encoders:
         mask: FrameMask | None,
     ) -> Tensor:
         """Minus the ELBO of `noisy_speech` and this guide, summed over the utterances, by one draw a component."""
-        frames = mixture.shape[:-1]
+        frames, heard = mixture.shape[:-1], cast(SpeechPrior, WithoutIdle(prior, mixing_weight))
 
         def model() -> None:
             noisy_speech(
-                prior, mixture, lips, noise_variance, mixing_weight=mixing_weight, mask=mask
+                heard, mixture, lips, noise_variance, mixing_weight=mixing_weight, mask=mask
             )
 
         def guide() -> None:

@@ -26,6 +26,7 @@ from torch import Tensor
 from pyro_avse.errors import Divergence
 from pyro_avse.inference.mcem import MCEM, monte_carlo_wiener, weighted_draws
 from pyro_avse.inference.nuts import held_gain, held_programs, pyro_session
+from pyro_avse.inference.settings import check_settings
 from pyro_avse.inference.target import CollapsedTarget
 from pyro_avse.models.noisy_speech import noisy_speech
 from pyro_avse.typing import FrameMask, Separation, Spectrum, SpeechPrior
@@ -48,6 +49,9 @@ class AutoNormal:
     learning_rate: float = 0.02
     draws: int = 100
     init_scale: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_settings(self, steps=1)
 
     def __call__(
         self,

@@ -22,6 +22,7 @@ from pyro_avse.inference.independence import guide_proposal
 from pyro_avse.inference.nmf import is_nmf_update_H, is_nmf_update_W, normalise
 from pyro_avse.inference.random_walk import RandomWalk
 from pyro_avse.inference.run import run_chains, stop_unless_finite
+from pyro_avse.inference.settings import check_settings
 from pyro_avse.inference.target import CollapsedMeanFieldTarget
 from pyro_avse.inference.vem import (
     initial_mixing_weight,
@@ -47,6 +48,9 @@ class CollapsedVEM:
     mixing_weight: tuple[float, ...] | None = None
     exponent: float = 0.5
 
+    def __post_init__(self) -> None:
+        check_settings(self)
+
     @torch.no_grad()
     def __call__(
         self,
@@ -71,7 +75,7 @@ class CollapsedVEM:
         v = prior.visual_features(lips)
         objective: list[Tensor] = []
 
-        for _ in range(self.iterations):
+        for iteration in range(self.iterations):
             # VE-(z, alpha)
             second_moment = m.real.square() + m.imag.square() + nu
             proposal = guide_proposal(kernel, prior, second_moment, lips, r)
@@ -84,6 +88,7 @@ class CollapsedVEM:
                 warmup=self.warmup,
                 adapt=self.adapt,
                 seed=rng,
+                where=f"collapsed_vem, iteration {iteration + 1}",
             )
             z, kernel = chains.state.z, chains.kernel
             pooled = chains.draws.flatten(0, 1)
@@ -91,7 +96,10 @@ class CollapsedVEM:
             rho = torch.softmax(target.component_log_joint(pooled, log_variance), dim=0)
             r = rho.mean(1)
             # VE-s: (35)
-            precision = (rho[..., None] * torch.exp(-log_variance)).sum(0).mean(0)
+            precision = rho[..., None] * torch.exp(-log_variance)
+            if len(log_variance) > 1:  # 0 where a component is idle, whatever it decodes
+                precision = torch.where(rho[..., None] > 0, precision, 0)
+            precision = precision.sum(0).mean(0)
             gamma = precision.reciprocal()
             m, nu = wiener_posterior(x, gamma, nmf_noise_variance(W, H))
             # M: (42), (43), (44)
@@ -103,7 +111,7 @@ class CollapsedVEM:
             if self.mixing_weight is None:
                 pi = update_mixing_weight(r, mask)
             objective.append(vem_objective(V, W, H, r, pi, mask))
-            stop_unless_finite(objective, chains, "CollapsedVEM")
+            stop_unless_finite(objective, chains, "collapsed_vem")
 
         return Separation(
             speech=averaged_wiener_filter(x, gamma, nmf_noise_variance(W, H)),

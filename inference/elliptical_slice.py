@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pyro_avse.inference.settings import check_settings
 from pyro_avse.inference.target import require
 from pyro_avse.typing import Info, State, Target
 
@@ -30,6 +31,9 @@ class EllipticalSlice:
     """
 
     max_shrinks: int = 15
+
+    def __post_init__(self) -> None:
+        check_settings(self, max_shrinks=1)
 
     def init(self, target: Target, z: Tensor) -> State:
         """The chain at z (chain, ..., frame, latent)."""

@@ -6,8 +6,9 @@ The collapsed target sums over alpha_n: p(z_n) = sum_k p(z_n, k). Here alpha_n i
     z_n | alpha_n   one step of any kernel on log p(z_n, alpha_n)
 
 so that the draws of z_n alone follow p(z_n). When to use it: to run pcn or elliptical_slice on a mixture of Gaussian
-priors, since given alpha_n the prior is one Gaussian; or to have draws of alpha_n. Any other kernel is better run on
-the sum itself: a step here evaluates the target three times besides the inner kernel's proposal.
+priors, since given alpha_n the prior is one Gaussian. Any other kernel is better run on the sum itself: a step here
+evaluates the target three times besides the inner kernel's proposal. `GibbsState` has the present alpha_n; `Chains`
+keeps the draws of z, and alpha_n of the last alone.
 """
 
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from pyro_avse.inference.random_walk import RandomWalk
 from pyro_avse.inference.target import require
-from pyro_avse.typing import Codes, Info, Kernel, State, Target
+from pyro_avse.typing import Codes, Info, InputError, Kernel, State, Target
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,11 @@ class Gibbs:
     def init(self, target: Target, z: Tensor) -> GibbsState:
         """The chain at z (chain, ..., frame, latent); alpha, which the first step draws, is its likeliest value."""
         joint: Tensor = require(target, "component_log_joint", kernel="gibbs")(z)
+        if len(joint) == 1:
+            raise InputError(
+                f"gibbs needs a mixture, and {type(target).__name__} has one component: take its inner kernel, "
+                f"{type(self.inner).__name__}, alone"
+            )
         alpha = joint.argmax(0)
         self.inner.init(ConditionedTarget(target, alpha), z)  # refuses what it cannot sample
         return GibbsState(z, target.log_density(z), alpha)

@@ -25,8 +25,9 @@ from torch import Tensor
 from torch.optim import Adam
 
 from pyro_avse.inference.mcem import m_step, monte_carlo_wiener, weighted_draws
-from pyro_avse.inference.peem import climb, sum_of_frames
-from pyro_avse.inference.run import stop_unless_finite
+from pyro_avse.inference.peem import climb
+from pyro_avse.inference.run import stop_unless_finite, sum_of_frames
+from pyro_avse.inference.settings import check_settings
 from pyro_avse.inference.target import CollapsedTarget
 from pyro_avse.inference.vem import initial_mixing_weight, update_mixing_weight
 from pyro_avse.models.nmf_noise import initial_factors, nmf_noise_variance
@@ -56,6 +57,7 @@ class GPEEM:
     exponent: float = 0.5
 
     def __post_init__(self) -> None:
+        check_settings(self)
         if not (self.gain_shape >= 1 and self.gain_rate > 0):
             raise InputError(
                 f"gain_shape is {self.gain_shape}, gain_rate {self.gain_rate}: give a shape of 1 or more, for the "
@@ -89,6 +91,7 @@ class GPEEM:
 
         for iteration in range(self.iterations + 1):
             # E-step: the joint mode, and rho
+            before = z.clone()
             climb(GainTarget(collapsed, self.gain_shape, self.gain_rate), y, optimiser, self.steps)
             g = log_g.exp()
             target = replace(collapsed, gain=g)
@@ -105,7 +108,7 @@ class GPEEM:
             )
             joint = GainTarget(collapsed, self.gain_shape, self.gain_rate).log_density(y)[0]
             objective.append(sum_of_frames(joint, mask))
-            stop_unless_finite(objective, z, "GPEEM", "take a smaller learning_rate")
+            stop_unless_finite(objective, before, "gpeem", "take a smaller learning_rate")
 
         return Separation(
             speech=monte_carlo_wiener(x, sigma, w, W, H, g),
@@ -139,4 +142,5 @@ class GainTarget:
         z, log_g = y[..., :-1], y[..., -1]
         a, b, g = self.shape, self.rate, log_g.exp()
         log_prior = (a - 1) * log_g - b * g + a * math.log(b) - math.lgamma(a)
-        return replace(self.collapsed, gain=g).log_density(z) + log_prior
+        joint = self.collapsed.component_log_joint(z, gain=g)
+        return torch.logsumexp(joint, dim=0) + log_prior

@@ -22,6 +22,7 @@ from torch import Tensor
 from pyro_avse.inference.adaptation import of_every_code
 from pyro_avse.inference.gradient import GradientState, gradient_state, squared_norm
 from pyro_avse.inference.metropolis import accept_or_reject
+from pyro_avse.inference.settings import check_settings
 from pyro_avse.typing import Codes, Info, StepSize, Target
 
 DIVERGENT = 1000.0
@@ -35,6 +36,9 @@ class HMC:
     step_size: StepSize = 0.05
     steps: int = 5
     target_acceptance: ClassVar[float] = 0.8
+
+    def __post_init__(self) -> None:
+        check_settings(self, steps=1)
 
     def init(self, target: Target, z: Tensor) -> GradientState:
         """The chain at z (chain, ..., frame, latent), with its score."""

@@ -31,12 +31,13 @@ from torch import Tensor
 from pyro_avse.distributions import align_components
 from pyro_avse.inference.mcem import (
     Weights,
+    finite_where_idle,
     m_step,
     monte_carlo_speech_power,
     monte_carlo_wiener,
 )
-from pyro_avse.inference.peem import sum_of_frames
-from pyro_avse.inference.run import stop_unless_finite
+from pyro_avse.inference.run import stop_unless_finite, sum_of_frames
+from pyro_avse.inference.settings import check_settings
 from pyro_avse.inference.target import CollapsedTarget
 from pyro_avse.inference.vem import initial_mixing_weight, update_mixing_weight
 from pyro_avse.models.nmf_noise import initial_factors, nmf_noise_variance
@@ -85,6 +86,7 @@ class Importance:
     exponent: float = 0.5
 
     def __post_init__(self) -> None:
+        check_settings(self)
         if not (0 < self.defensive <= 1 and self.widening > 0):
             raise InputError(
                 f"defensive is {self.defensive}, widening {self.widening}: give a share above 0 and up to 1, "
@@ -124,8 +126,8 @@ class Importance:
             log_joint = target.component_log_joint(z, log_variance)
             w, log_evidence = importance_weights(log_joint, q.log_prob(z))
             objective.append(sum_of_frames(log_evidence, mask))
-            stop_unless_finite(objective, z, "Importance", "take a smaller widening")
-            sigma, r = log_variance.exp(), w.sum(1)
+            stop_unless_finite(objective, z, "importance", "take a smaller widening")
+            sigma, r = finite_where_idle(log_variance.exp(), w), w.sum(1)
             speech_power = monte_carlo_speech_power(power, sigma, w, W, H, g)
             if iteration == self.iterations:
                 break

@@ -23,14 +23,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pyro_avse.inference.adaptation import Adaptation
 from pyro_avse.inference.mcem import (
     m_step,
     monte_carlo_q,
     monte_carlo_wiener,
     weighted_draws,
 )
-from pyro_avse.inference.peem import sum_of_frames
-from pyro_avse.inference.run import run_chains, stop_unless_finite
+from pyro_avse.inference.run import run_chains, stop_unless_finite, sum_of_frames
+from pyro_avse.inference.settings import check_settings
 from pyro_avse.inference.target import CollapsedTarget
 from pyro_avse.inference.ula import ULA
 from pyro_avse.inference.vem import initial_mixing_weight, update_mixing_weight
@@ -53,8 +54,8 @@ class LDEM:
 
     Attributes:
         kernel: what moves z, by gradients.
-        iterations, warmup, draws, final_warmup, final_draws, chains, rank, mixing_weight, learn_gain, exponent: as in
-            `MCEM`.
+        iterations, warmup, draws, final_warmup, final_draws, chains, rank, adapt, mixing_weight, learn_gain, exponent:
+            as in `MCEM`; `ula`, which rejects nothing, has nothing to adapt.
         total_variation: lambda, the weight of the penalty on |z_n - z_{n-1}|_1; 0: none, and frames are independent.
 
     Raises:
@@ -69,12 +70,14 @@ class LDEM:
     final_draws: int = 25
     chains: int = 5
     rank: int = 10
+    adapt: Adaptation | None = None
     mixing_weight: tuple[float, ...] | None = None
     learn_gain: bool = True
     total_variation: float = 0.0
     exponent: float = 0.5
 
     def __post_init__(self) -> None:
+        check_settings(self)
         if not self.total_variation >= 0:
             raise InputError(f"total_variation is {self.total_variation}: give 0 or more")
 
@@ -97,7 +100,7 @@ class LDEM:
         g = torch.ones_like(power[..., 0])
         pi = initial_mixing_weight(prior, power, self.mixing_weight)
         start = prior.initial_codes(power, lips)
-        z = start.expand(self.chains, *start.shape)
+        z, kernel = start.expand(self.chains, *start.shape), self.kernel
         v = prior.visual_features(lips)
         objective: list[Tensor] = []
 
@@ -109,14 +112,16 @@ class LDEM:
             if self.total_variation:
                 target = SmoothTarget(collapsed, self.total_variation, mask)
             chains = run_chains(
-                self.kernel,
+                kernel,
                 target,
                 z,
                 draws=self.final_draws if final else self.draws,
                 warmup=self.final_warmup if final else self.warmup,
+                adapt=self.adapt,
                 seed=rng,
+                where=f"ldem, iteration {iteration + 1}",
             )
-            z = chains.state.z
+            z, kernel = chains.state.z, chains.kernel
             sigma, w = weighted_draws(collapsed, chains.draws.flatten(0, 1))
             r = w.sum(1)
             if final:
@@ -126,7 +131,7 @@ class LDEM:
             if self.mixing_weight is None:
                 pi = update_mixing_weight(r, mask)
             objective.append(monte_carlo_q(power, sigma, w, W, H, g, mask))
-            stop_unless_finite(objective, chains, "LDEM")
+            stop_unless_finite(objective, chains, "ldem")
 
         return Separation(
             speech=monte_carlo_wiener(x, sigma, w, W, H, g),

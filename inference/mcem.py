@@ -31,7 +31,8 @@ from pyro_avse.inference.adaptation import Adaptation
 from pyro_avse.inference.independence import guide_proposal
 from pyro_avse.inference.nmf import FACTOR_FLOOR, Activations, Dictionary, normalise
 from pyro_avse.inference.random_walk import RandomWalk
-from pyro_avse.inference.run import run_chains, stop_unless_finite
+from pyro_avse.inference.run import run_chains, stop_unless_finite, sum_of_frames
+from pyro_avse.inference.settings import check_settings
 from pyro_avse.inference.target import CollapsedTarget
 from pyro_avse.inference.vem import initial_mixing_weight, update_mixing_weight
 from pyro_avse.models.nmf_noise import initial_factors, nmf_noise_variance
@@ -81,6 +82,9 @@ class MCEM:
     learn_gain: bool = True
     exponent: float = 0.5
 
+    def __post_init__(self) -> None:
+        check_settings(self)
+
     @torch.no_grad()
     def __call__(
         self,
@@ -91,7 +95,9 @@ class MCEM:
         mask: FrameMask | None = None,
         seed: int = 0,
     ) -> Separation:
-        """Separate x (..., frame, freq); `objective` is log p(x | z) under the weights, per iteration and utterance."""
+        """Separate x (..., frame, freq); `objective` is Q (S18) by `monte_carlo_q`: log p(x | z) averaged
+        by the weights, up to a constant, per iteration and utterance.
+        """
         x = mixture
         power = x.real.square() + x.imag.square()
         rng = torch.Generator(device=x.device).manual_seed(seed)
@@ -109,7 +115,7 @@ class MCEM:
         for iteration in range(self.iterations + 1):
             final = iteration == self.iterations
             # E-step: draws of p(z | x), and rho
-            proposal = guide_proposal(kernel, prior, speech_power, lips, r)
+            proposal = guide_proposal(kernel, prior, speech_power / g[..., None], lips, r)
             noise = nmf_noise_variance(W, H)
             target = CollapsedTarget(prior, v, power, noise, pi, g, proposal=proposal)
             chains = run_chains(
@@ -120,6 +126,7 @@ class MCEM:
                 warmup=self.final_warmup if final else self.warmup,
                 adapt=self.adapt,
                 seed=rng,
+                where=f"mcem, iteration {iteration + 1}",
             )
             z, kernel = chains.state.z, chains.kernel
             sigma, w = weighted_draws(target, chains.draws.flatten(0, 1))
@@ -133,7 +140,7 @@ class MCEM:
             if self.mixing_weight is None:
                 pi = update_mixing_weight(r, mask)
             objective.append(monte_carlo_q(power, sigma, w, W, H, g, mask))
-            stop_unless_finite(objective, chains, "MCEM")
+            stop_unless_finite(objective, chains, "mcem")
 
         return Separation(
             speech=monte_carlo_wiener(x, sigma, w, W, H, g),
@@ -156,7 +163,15 @@ def weighted_draws(
     log_variance = target.prior.log_variance(z, target.lips)
     rho = torch.softmax(target.component_log_joint(z, log_variance), dim=0)
     sigma = log_variance.exp()
-    return sigma, rho / len(z)
+    w = rho / len(z)
+    return finite_where_idle(sigma, w), w
+
+
+def finite_where_idle(sigma: Draws, weights: Weights) -> Draws:
+    """sigma_k, but 1 where its weight is 0, whatever is decoded there: 0 times infinity would be NaN."""
+    if len(sigma) == 1:  # one decoder for all components
+        return sigma
+    return torch.where(weights[..., None] > 0, sigma, 1)
 
 
 def m_step(
@@ -242,7 +257,7 @@ def monte_carlo_q(
     """sum_n sum_rk w_rk sum_f -log V - |x|^2 / V: Q of S18 but for terms without W, H and g."""
     V = _mixture_variance(sigma, W, H, gain)
     frames = -(weights * (V.log() + power / V).sum(-1)).sum((0, 1))
-    return (frames if mask is None else torch.where(mask, frames, 0)).sum(-1)
+    return sum_of_frames(frames, mask)
 
 
 def monte_carlo_wiener(

@@ -28,8 +28,9 @@ from pyro.infer import mcmc
 from torch import Tensor
 
 from pyro_avse.inference.mcem import MCEM, monte_carlo_wiener, weighted_draws
-from pyro_avse.inference.run import stop_if_diverged
-from pyro_avse.inference.target import CollapsedTarget
+from pyro_avse.inference.run import stop_if_diverged, sum_of_frames
+from pyro_avse.inference.settings import check_settings
+from pyro_avse.inference.target import CollapsedTarget, zero_where_idle
 from pyro_avse.models.nmf_noise import nmf_noise_variance
 from pyro_avse.models.noisy_speech import noisy_speech
 from pyro_avse.typing import (
@@ -58,6 +59,9 @@ class NUTS:
     warmup: int = 200
     draws: int = 100
     max_tree_depth: int = 8
+
+    def __post_init__(self) -> None:
+        check_settings(self, max_tree_depth=1)
 
     def __call__(
         self,
@@ -136,14 +140,13 @@ class NUTS:
         stop_if_diverged(chains)
         sigma, w = weighted_draws(target, draws.flatten(0, 1))
         W, H = held.dictionary, held.activations
-        joint = log_density.mean(0)
         return Separation(
             speech=monte_carlo_wiener(mixture, sigma, w, W, H, held_gain(held)),
             responsibilities=w.sum(1),
             mixing_weight=held.mixing_weight,
             dictionary=W,
             activations=H,
-            objective=(joint if mask is None else torch.where(mask, joint, 0)).sum(-1),
+            objective=sum_of_frames(log_density.mean(0), mask),
             z=state.z,
             target=target,
             chains=chains,
@@ -170,15 +173,30 @@ def held_programs(
         frames = slice(None) if mask is None else mask[utterance]
         seen = None if v is None else v[utterance][frames]
         pi = held.mixing_weight.movedim(0, -1)[utterance]
-        yield utterance, frames, (prior, x[utterance][frames], seen, noise[utterance][frames], pi)
+        heard = WithoutIdle(prior, pi)
+        yield utterance, frames, (heard, x[utterance][frames], seen, noise[utterance][frames], pi)
+
+
+class WithoutIdle:
+    """A prior as a Pyro program may see it: what components of pi_k = 0 decode is 0, since it could overflow."""
+
+    def __init__(self, prior: SpeechPrior, mixing_weight: Tensor) -> None:
+        self.prior, self.mixing_weight = prior, mixing_weight
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.prior, name)
+
+    def log_variance(self, z: Tensor, lips: Tensor | None) -> Tensor:
+        """(component | 1, ..., frame, freq)."""
+        return zero_where_idle(self.prior.log_variance(z, lips), self.mixing_weight)
 
 
 @contextmanager
 def pyro_session(*entropy: int, device: torch.device) -> Iterator[None]:
     """What is global in Pyro and torch, set for a scheme and afterwards as it was.
 
-    Draws are decided by the integers `entropy`. Pyro's checks are off, and its warnings of NaN silent: the schemes look
-    at their objective, and stop with a Divergence.
+    Draws are decided by the integers `entropy`; no generator but the CPU's and `device`'s is touched. Pyro's checks
+    are off, and its warnings of NaN silent: the schemes look at their objective, and stop with a Divergence.
     """
     cuda = [device] if device.type == "cuda" else []
     with (
@@ -187,5 +205,9 @@ def pyro_session(*entropy: int, device: torch.device) -> Iterator[None]:
         warnings.catch_warnings(),
     ):
         warnings.filterwarnings("ignore", "Encountered NaN")
-        torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]))
+        number = int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
+        torch.default_generator.manual_seed(number)
+        if cuda:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(number)
         yield

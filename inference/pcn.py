@@ -19,8 +19,9 @@ from torch import Tensor
 
 from pyro_avse.inference.adaptation import of_every_code
 from pyro_avse.inference.metropolis import accept_or_reject
+from pyro_avse.inference.settings import check_settings
 from pyro_avse.inference.target import require
-from pyro_avse.typing import Info, State, StepSize, Target
+from pyro_avse.typing import Info, InputError, State, StepSize, Target
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,13 @@ class PCN:
 
     step_size: StepSize = 0.1
     target_acceptance: ClassVar[float] = 0.234
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if not isinstance(self.step_size, Tensor) and self.step_size > 1:
+            raise InputError(
+                f"PCN: step_size is {self.step_size}: give a number above 0 and up to 1"
+            )
 
     def init(self, target: Target, z: Tensor) -> State:
         """The chain at z (chain, ..., frame, latent)."""

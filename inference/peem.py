@@ -6,8 +6,8 @@ E-step: the code at which the joint of `CollapsedTarget` is highest,
 
 by a few steps of Adam up its gradient, from where the last E-step ended. The prior counts once: -1/2 |z - mu|^2 / sigma
 beside -log V - |x|^2 / V. alpha_n given z_n keeps its exact posterior rho_k, so M-step and filter are those of `mcem`
-with one draw of weights w_k = rho_k. At exponent 1/2 the M-step never lowers log p(x, z), which Adam climbs as well:
-the scheme is coordinate ascent on the one objective log p(x, z; W, H, g, pi).
+with one draw of weights w_k = rho_k. Both steps raise the one objective log p(x, z; W, H, g, pi): at exponent 1/2 the
+M-step never lowers it; Adam, whose step size is fixed, may.
 
 When to use it: for speed, and for a result without chance but that of W's and H's start. A mode is no mean: it ignores
 how much of the posterior lies beside it, so parameters and speech are surer of themselves than `mcem`'s.
@@ -16,13 +16,13 @@ how much of the posterior lies beside it, so parameters and speech are surer of 
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 from torch.optim import Adam, Optimizer
 
 from pyro_avse.inference.gradient import value_and_grad
 from pyro_avse.inference.mcem import m_step, monte_carlo_wiener, weighted_draws
-from pyro_avse.inference.run import stop_unless_finite
+from pyro_avse.inference.run import stop_unless_finite, sum_of_frames
+from pyro_avse.inference.settings import check_settings
 from pyro_avse.inference.target import CollapsedTarget
 from pyro_avse.inference.vem import initial_mixing_weight, update_mixing_weight
 from pyro_avse.models.nmf_noise import initial_factors, nmf_noise_variance
@@ -47,6 +47,9 @@ class PEEM:
     mixing_weight: tuple[float, ...] | None = None
     learn_gain: bool = True
     exponent: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
     @torch.no_grad()
     def __call__(
@@ -74,6 +77,7 @@ class PEEM:
 
         for iteration in range(self.iterations + 1):
             # E-step: the mode, and rho
+            before = z.clone()
             climb(target, z, optimiser, self.steps)
             sigma, w = weighted_draws(target, z)
             r = w.sum(1)
@@ -85,7 +89,7 @@ class PEEM:
                 pi = update_mixing_weight(r, mask)
             target = CollapsedTarget(prior, v, power, nmf_noise_variance(W, H), pi, g)
             objective.append(sum_of_frames(target.log_density(z)[0], mask))
-            stop_unless_finite(objective, z, "PEEM", "take a smaller learning_rate")
+            stop_unless_finite(objective, before, "peem", "take a smaller learning_rate")
 
         return Separation(
             speech=monte_carlo_wiener(x, sigma, w, W, H, g),
@@ -105,10 +109,3 @@ def climb(target: Target, z: Codes, optimiser: Optimizer, steps: int) -> None:
     for _ in range(steps):
         _, z.grad = value_and_grad(target, z)
         optimiser.step()
-
-
-def sum_of_frames(
-    frames: Float[Tensor, "*utterance frame"], mask: FrameMask | None
-) -> Float[Tensor, "*utterance"]:
-    """Each utterance's sum over its frames, padding left out."""
-    return (frames if mask is None else torch.where(mask, frames, 0)).sum(-1)

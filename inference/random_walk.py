@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pyro_avse.inference.adaptation import of_every_code
 from pyro_avse.inference.metropolis import accept_or_reject
+from pyro_avse.inference.settings import check_settings
 from pyro_avse.typing import Codes, Info, State, StepSize, Target
 
 
@@ -24,6 +25,9 @@ class RandomWalk:
 
     step_size: StepSize = 0.1
     target_acceptance: ClassVar[float] = 0.234
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
     def init(self, target: Target, z: Tensor) -> State:
         """The chain at z (chain, ..., frame, latent)."""

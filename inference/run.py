@@ -6,16 +6,17 @@ Chains are a leading axis, not a loop: one call of the target moves every chain,
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from pyro_avse.errors import Divergence
+from pyro_avse.errors import Divergence, InputError
 from pyro_avse.inference.adaptation import (
     Adaptation,
     acceptance_error,
     step_size_of,
     with_step_size,
 )
-from pyro_avse.typing import Chains, Kernel, Target
+from pyro_avse.typing import Chains, FrameMask, Kernel, Target
 
 
 @torch.no_grad()
@@ -29,6 +30,7 @@ def run_chains(
     adapt: Adaptation | None = None,
     thin: int = 1,
     seed: int | torch.Generator = 0,
+    where: str | None = None,
 ) -> Chains:
     """Draw from `target` by `kernel`, keeping every `thin`-th state after `warmup` steps: the draws of S7's E-step.
 
@@ -37,13 +39,18 @@ def run_chains(
         draws: how many states to keep for each chain.
         adapt: how to find each frame's step size during the warm-up, after which it is frozen; None: as it is.
         seed: an integer, or a generator on z0's device that goes on from where it stands.
+        where: what a Divergence is to say first, as "mcem, iteration 3".
 
     Raises:
-        Divergence: the log density became NaN or infinite, as where z0 lies outside the target's region.
-        InputError: the kernel does not suit the target, or has nothing to adapt.
+        Divergence: in a draw the log density is NaN or plus infinity, as where z0 lies outside the target's region.
+            Minus infinity is not refused: a chain may leave where there is no density.
+        InputError: the kernel does not suit the target, or has nothing to adapt; draws or thin below 1, warmup below 0.
 
     The global random state is neither read nor changed.
     """
+    for name, count, least in (("draws", draws, 1), ("warmup", warmup, 0), ("thin", thin, 1)):
+        if count < least:
+            raise InputError(f"{name} is {count}: give {least} or more")
     rng = seed
     if not isinstance(rng, torch.Generator):
         rng = torch.Generator(device=z0.device).manual_seed(rng)
@@ -75,7 +82,7 @@ def run_chains(
         state=state,
         kernel=kernel,
     )
-    stop_if_diverged(chains)
+    stop_if_diverged(chains, where)
     return chains
 
 
@@ -83,21 +90,34 @@ def stop_unless_finite(
     objective: list[Tensor],
     partial: Any,
     scheme: str,
-    cure: str = "take a smaller step size, or a kernel that rejects, such as random_walk",
+    cure: str = "take a smaller step size, or a kernel that can reject",
 ) -> None:
-    """Raise Divergence with what was drawn, naming the EM iteration, where the last objective is NaN or infinite."""
+    """Raise Divergence with what was drawn, naming the EM iteration, where the last objective is NaN or infinite.
+
+    `scheme` is its name in `SCHEMES`.
+    """
     if not objective[-1].isfinite().all():
         where = f"{scheme}: the objective is not finite in iteration {len(objective)}"
         raise Divergence(f"{where}: {cure}", partial)
 
 
-def stop_if_diverged(chains: Chains) -> None:
-    """Raise Divergence where a chain stands at a log density of NaN or plus infinity."""
-    log_density = chains.state.log_density
-    bad = log_density.isnan() | log_density.isposinf()
+def stop_if_diverged(chains: Chains, where: str | None = None) -> None:
+    """Raise Divergence, naming the first such draw, where a log density is NaN or plus infinity."""
+    bad = chains.log_density.isnan() | chains.log_density.isposinf()
     if bad.any():
+        by_draw = bad.movedim(1, 0).flatten(1)
+        first = int(by_draw.any(1).int().argmax()) + 1
+        draw = f", first in draw {first} of {len(by_draw)}" if len(by_draw) > 1 else ""
         raise Divergence(
-            f"{type(chains.kernel).__name__}: the log density of {int(bad.sum())} of {bad.numel()} frames is not "
-            "finite: start elsewhere, or take a smaller step size",
+            f"{'' if where is None else where + ': '}{type(chains.kernel).__name__}: the log density of "
+            f"{int(by_draw.any(0).sum())} of {by_draw.shape[1]} frames is not finite{draw}: "
+            "start elsewhere, or take a smaller step size",
             chains,
         )
+
+
+def sum_of_frames(
+    frames: Float[Tensor, "*utterance frame"], mask: FrameMask | None
+) -> Float[Tensor, "*utterance"]:
+    """Each utterance's sum over its frames, padding left out."""
+    return (frames if mask is None else torch.where(mask, frames, 0)).sum(-1)

@@ -146,28 +146,29 @@ class CollapsedTarget:
         return self._component_log_likelihood(self.prior.log_variance(z, self.lips))[0]
 
     def component_log_joint(
-        self, z: Codes, log_variance: Tensor | None = None
+        self, z: Codes, log_variance: Tensor | None = None, gain: Tensor | None = None
     ) -> Float[Tensor, "component *batch frame"]:
-        """log pi_k + log p(z_n|k) + log p(x_n|z_n, k); `log_variance` saves decoding z again."""
+        """log pi_k + log p(z_n|k) + log p(x_n|z_n, k); `log_variance` saves decoding z again, `gain` is for its own."""
         if log_variance is None:
             log_variance = self.prior.log_variance(z, self.lips)
-        log_likelihood = self._component_log_likelihood(log_variance)
+        log_variance = zero_where_idle(log_variance, self.mixing_weight)
+        log_likelihood = self._component_log_likelihood(log_variance, gain)
         return log_component_prior(self.components, z, self.mixing_weight) + log_likelihood
 
     def _component_log_likelihood(
-        self, log_variance: Float[Tensor, "component *batch frame freq"]
+        self, log_variance: Float[Tensor, "component *batch frame freq"], gain: Tensor | None = None
     ) -> Float[Tensor, "component *batch frame"]:
         """log N_c(x_n; 0, g_n sigma_k(z_n) + W H)."""
-        V = self.mixture_variance(log_variance)
+        V = self.mixture_variance(log_variance, gain)
         return -(V.log() + self.power / V).sum(-1) - V.shape[-1] * math.log(math.pi)
 
     def mixture_variance(
-        self, log_variance: Float[Tensor, "component *batch frame freq"]
+        self, log_variance: Float[Tensor, "component *batch frame freq"], gain: Tensor | None = None
     ) -> Float[Tensor, "component *batch frame freq"]:
-        """E|x|^2 = g_n sigma_k(z_n) + W H."""
-        speech = log_variance.exp()
-        if self.gain is not None:
-            speech = self.gain[..., None] * speech
+        """E|x|^2 = g_n sigma_k(z_n) + W H; `gain`, (chain, ..., frame) too, in place of the target's g."""
+        speech, g = log_variance.exp(), self.gain if gain is None else gain
+        if g is not None:
+            speech = g[..., None] * speech
         return speech + self.noise_variance
 
 
@@ -210,6 +211,7 @@ class CollapsedMeanFieldTarget:
         """log of the k-th term of the sum; `log_variance` saves decoding z again."""
         if log_variance is None:
             log_variance = self.prior.log_variance(z, self.lips)
+        log_variance = zero_where_idle(log_variance, self.mixing_weight)
         log_likelihood = expected_log_likelihood(log_variance, self.second_moment)
         return log_component_prior(self.components, z, self.mixing_weight) + log_likelihood
 
@@ -218,9 +220,22 @@ def log_component_prior(
     components: Independent, z: Codes, mixing_weight: Tensor
 ) -> Float[Tensor, "component *batch frame"]:
     """log pi_k + log p(z_n | k): (10), (11). `mixing_weight` (component, ...), with or without utterance axes."""
+    return _align_weight(mixing_weight, z.dim()).log() + components.log_prob(z)
+
+
+def zero_where_idle(
+    log_variance: Float[Tensor, "component *batch frame freq"], mixing_weight: Tensor
+) -> Float[Tensor, "component *batch frame freq"]:
+    """log sigma_k, but 0 where pi_k = 0: what an idle decoder says may overflow, and 0 times infinity is NaN."""
+    if len(log_variance) == 1:  # one decoder for all components
+        return log_variance
+    return torch.where(_align_weight(mixing_weight, log_variance.dim()) > 0, log_variance, 0)
+
+
+def _align_weight(mixing_weight: Tensor, dim: int) -> Tensor:
+    """pi (component, ...) as (component, 1, ..., 1) of `dim` axes: the first 1 is for chains."""
     pi = mixing_weight
-    pi = pi.reshape(len(pi), 1, *pi.shape[1:], *[1] * (z.dim() - 1 - pi.dim()))
-    return pi.log() + components.log_prob(z)
+    return pi.reshape(len(pi), 1, *pi.shape[1:], *[1] * (dim - 1 - pi.dim()))
 
 
 def single_component(components: Independent) -> Independent | None:
@@ -231,9 +246,9 @@ def single_component(components: Independent) -> Independent | None:
 
 
 CURES = {
-    "gaussian": "take random_walk, mala or gibbs",
-    "log_likelihood": "take random_walk, mala or gibbs",
-    "component_log_joint": "take random_walk or mala",
+    "gaussian": "run it inside Gibbs, as Gibbs(EllipticalSlice()), or take random_walk or mala",
+    "log_likelihood": "run it inside Gibbs, as Gibbs(EllipticalSlice()), or take random_walk or mala",
+    "component_log_joint": "take the scheme collapsed_vem or mcem, or another kernel",
     "proposal": "give it one, or take random_walk or mala",
 }
 

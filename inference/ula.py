@@ -20,6 +20,7 @@ from pyro_avse.inference.adaptation import of_every_code
 from pyro_avse.inference.gradient import GradientState, gradient_state
 from pyro_avse.inference.mala import langevin_proposal
 from pyro_avse.inference.metropolis import accept_or_reject
+from pyro_avse.inference.settings import check_settings
 from pyro_avse.typing import Info, StepSize, Target
 
 
@@ -31,6 +32,9 @@ class ULA:
     """
 
     step_size: StepSize = 0.1
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
     def init(self, target: Target, z: Tensor) -> GradientState:
         """The chain at z (chain, ..., frame, latent), with its score."""

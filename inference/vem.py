@@ -23,7 +23,8 @@ from pyro_avse.inference.adaptation import Adaptation
 from pyro_avse.inference.independence import guide_proposal
 from pyro_avse.inference.nmf import is_nmf_cost, is_nmf_update_H, is_nmf_update_W, normalise
 from pyro_avse.inference.random_walk import RandomWalk
-from pyro_avse.inference.run import run_chains, stop_unless_finite
+from pyro_avse.inference.run import run_chains, stop_unless_finite, sum_of_frames
+from pyro_avse.inference.settings import check_settings
 from pyro_avse.inference.target import MeanFieldTarget, expected_log_likelihood
 from pyro_avse.inference.wiener import (
     average_speech_variance,
@@ -77,6 +78,9 @@ class VEM:
     exponent: float = 0.5
     tolerance: float | None = None
 
+    def __post_init__(self) -> None:
+        check_settings(self)
+
     @torch.no_grad()
     def __call__(
         self,
@@ -101,7 +105,7 @@ class VEM:
         v = prior.visual_features(lips)
         objective: list[Tensor] = []
 
-        for _ in range(self.iterations):
+        for iteration in range(self.iterations):
             # VE-z: (36)
             second_moment = m.real.square() + m.imag.square() + nu
             proposal = guide_proposal(kernel, prior, second_moment, lips, r)
@@ -114,6 +118,7 @@ class VEM:
                 warmup=self.warmup,
                 adapt=self.adapt,
                 seed=rng,
+                where=f"vem, iteration {iteration + 1}",
             )
             z, kernel = chains.state.z, chains.kernel
             pooled = chains.draws.flatten(0, 1)
@@ -133,7 +138,7 @@ class VEM:
                 pi = update_mixing_weight(r, mask)
 
             objective.append(vem_objective(V, W, H, r, pi, mask))
-            stop_unless_finite(objective, chains, "VEM")
+            stop_unless_finite(objective, chains, "vem")
             if self.tolerance is not None and converged(objective, self.tolerance, mask, power):
                 break
 
@@ -213,9 +218,7 @@ def vem_objective(
         torch.finfo(mixing_weight.dtype).tiny
     )  # may underflow before r does
     prior_terms = torch.xlogy(responsibilities, pi[..., None]).sum(0)
-    if mask is not None:
-        prior_terms = torch.where(mask, prior_terms, 0)
-    return prior_terms.sum(-1) - is_nmf_cost(V, W, H, mask)
+    return sum_of_frames(prior_terms, mask) - is_nmf_cost(V, W, H, mask)
 
 
 def converged(

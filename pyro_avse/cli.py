@@ -28,6 +28,9 @@ app.add_typer(data_app, name="data")
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 SeedOption = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of every random draw.")]
+SettingsOption = Annotated[
+    str, typer.Option(help='Of the schemes: {"vem": {"iterations": 50, "kernel": "hmc"}}.')
+]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, or auto for the fastest at hand.")]
 
 
@@ -71,7 +74,8 @@ def enhance(
     model: Annotated[str, typer.Option(help="Bundled name or weight file.")] = DEFAULT_MODEL,
     inference: Annotated[str, typer.Option(help="Inference scheme.")] = DEFAULT_INFERENCE,
     kernel: Annotated[
-        str | None, typer.Option(help="What moves the scheme's chains; its own if not given.")
+        str | None,
+        typer.Option(help="What moves the scheme's chains, as hmc or gibbs:pcn; else its own."),
     ] = None,
     adapt: Annotated[
         bool, typer.Option("--adapt", help="Find each frame's step size in the warm-ups.")
@@ -89,16 +93,18 @@ def enhance(
     """Enhance a noisy recording, or the sound of a video by the lips that it shows."""
     from pyro_avse.checkpoint import load_prior
     from pyro_avse.data.audio import check_writable, load_audio, save_audio
-    from pyro_avse.data.lips import load_lips
+    from pyro_avse.data.lips import lips_from_array, load_lips
     from pyro_avse.data.utterance import kind_of
-    from pyro_avse.enhancer import Enhancer, find_kernel, find_scheme
-    from pyro_avse.inference.adaptation import RobbinsMonro
+    from pyro_avse.enhancer import Enhancer
     from pyro_avse.measure import check_same_length, measure
+    from pyro_avse.protocol import build_scheme
 
+    if fps is not None and lips is None:
+        raise InputError("--fps is of --lips, which is not given: leave it out")
     output = Path(f"{noisy.stem}_enhanced.wav") if output is None else output
-    settings: dict[str, Any] = {} if iterations is None else {"iterations": iterations}
-    settings |= {} if kernel is None else {"kernel": find_kernel(kernel)}
-    settings |= {"adapt": RobbinsMonro()} if adapt else {}
+    settings = {} if kernel is None else {"kernel": kernel}
+    settings |= {"adapt": "robbins_monro"} if adapt else {}
+    scheme = build_scheme(inference, settings, iterations)
     audio = load_audio(noisy, channel=channel)
     if kind_of(output) == "video":
         from pyro_avse.data.video import check_video, copy_pictures
@@ -108,15 +114,18 @@ def enhance(
         check_writable(output)
     if output.exists() and output.samefile(noisy):
         raise InputError(f"{output} is the recording itself: name another file with -o")
-    seen = None if lips is None else load_lips(lips, fps=fps)
     prior, stft = load_prior(model)
     notes: list[str] = []
-    if lips is None and prior.uses_lips and kind_of(noisy) == "video":
+    seen, video = None, noisy if lips is None and prior.uses_lips else lips
+    if video is not None and kind_of(video) == "video":
         from pyro_avse.data.watch import watch
 
-        watched = watch(noisy)
+        watched = watch(video)
         seen, notes = watched.lips, watched.notes
-    enhancer = Enhancer(prior, find_scheme(inference, **settings), stft=stft, device=device)
+        seen = seen if fps is None else lips_from_array(seen.frames, fps)
+    elif lips is not None:
+        seen = load_lips(lips, fps=fps)
+    enhancer = Enhancer(prior, scheme, stft=stft, device=device)
     recording = enhancer.prepare(audio, seen)
     clean = None if reference is None else load_audio(reference)
     if clean is not None:
@@ -135,31 +144,58 @@ def enhance(
     if as_json:
         print(json.dumps(row))
     elif clean is not None:
-        print_table([row])
+        print_scores([row])
 
 
-def print_table(rows: list[dict[str, Any]]) -> None:
+def print_scores(rows: list[dict[str, Any]]) -> None:
     """Scores of the mixture and of each row's output."""
-    from rich.console import Console
-    from rich.table import Table
-
-    names = ("si_sdr", "sdr", "pesq_wb", "pesq_nb", "stoi", "estoi")
-    titles = ("SI-SDR dB", "SDR dB", "PESQ wb", "PESQ nb", "STOI", "ESTOI")
-    table = Table("", *titles, "seconds")
+    from pyro_avse.measure import TITLES
 
     def cells(scores: dict[str, Any]) -> list[str]:
         return [
-            "-" if scores[n] is None else f"{scores[n]:.{1 if n.endswith('sdr') else 2}f}"
-            for n in names
+            "-" if scores[name] is None else f"{scores[name]:.{digits}f}"
+            for name, (_, digits) in TITLES.items()
         ]
 
-    table.add_row("noisy", *cells(rows[0]["input"]), "")
-    for row in rows:
-        table.add_row(row["model"], *cells(row["output"]), f"{row['seconds']:.1f}")
-    Console().print(table)
+    table = [["noisy", *cells(rows[0]["input"]), ""]]
+    table += [[row["model"], *cells(row["output"]), f"{row['seconds']:.1f}"] for row in rows]
+    print_table(["", *(title for title, _ in TITLES.values()), "seconds"], table)
     for row in rows:
         for name, reason in {**row["input"]["reasons"], **row["output"]["reasons"]}.items():
             say(f"{row['model']}: no {name}: {reason}")
+
+
+def print_table(titles: list[str], rows: list[list[str]]) -> None:
+    """To stdout, in full, whatever the terminal's width."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*titles)
+    for row in rows:
+        table.add_row(*row)
+    wide = Console(width=1000).measure(table).maximum
+    Console(width=max(Console().width, wide)).print(table)
+
+
+def split_names(text: str, option: str) -> list[str]:
+    """What stands between commas. Raises InputError where nothing does."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise InputError(f"{option} {text!r}: give one name or more, by commas")
+    return names
+
+
+def read_settings(text: str) -> dict[str, dict[str, Any]]:
+    """Of --settings. Raises InputError where it is no JSON object of objects."""
+    try:
+        settings = json.loads(text)
+    except ValueError as error:
+        raise InputError(
+            f"--settings is no JSON ({error}): give an object for every scheme"
+        ) from None
+    if not isinstance(settings, dict) or not all(isinstance(v, dict) for v in settings.values()):
+        raise InputError('--settings: give an object for every scheme, {"vem": {"iterations": 50}}')
+    return settings
 
 
 @app.command()
@@ -176,7 +212,7 @@ def demo(
     if as_json:
         print(json.dumps({"rows": rows}))
     else:
-        print_table(rows)
+        print_scores(rows)
 
 
 @app.command()

@@ -10,7 +10,7 @@ from pyro_avse.cli import JsonFlag, SeedOption, app, data_app, progress_bar, say
 from pyro_avse.errors import InputError
 
 LISTED = 20
-"""Missing or broken files named in prose; --json names every broken one."""
+"""Missing or broken files named in prose; with --json all are."""
 
 
 @app.command()
@@ -60,9 +60,9 @@ def info(
     say(f"{folder}: {found.kind}")
     broken = [f"broken: {item['file']}: {item['reason']}" for item in found.total["broken"]]
     for lines in (found.missing, broken):
-        for line in lines[:LISTED]:
+        for line in lines if as_json else lines[:LISTED]:
             say(line)
-        if len(lines) > LISTED:
+        if len(lines) > LISTED and not as_json:
             say(f"... and {len(lines) - LISTED} more")
     if as_json:
         print(json.dumps(found.total))

@@ -4,15 +4,27 @@ Registered on the `app` of `pyro_avse.cli`; heavy imports stand inside the comma
 """
 
 import json
+from inspect import signature
 from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from pyro_avse.cli import DeviceOption, JsonFlag, SeedOption, app, progress_bar, say
+from pyro_avse.cli import (
+    DeviceOption,
+    JsonFlag,
+    SeedOption,
+    SettingsOption,
+    app,
+    print_table,
+    progress_bar,
+    read_settings,
+    say,
+    split_names,
+)
 from pyro_avse.defaults import DEFAULT_INFERENCE, DEFAULT_MODEL
-from pyro_avse.errors import InputError
+from pyro_avse.errors import Divergence, InputError
 
 NoisyArgument = Annotated[Path, typer.Argument(help="Sound file, any format and rate.")]
 LipsOption = Annotated[Path | None, typer.Option(help=".npz (lips, fps) or .npy of 67x67 mouths.")]
@@ -21,7 +33,7 @@ FpsOption = Annotated[
 ]
 ModelOption = Annotated[str, typer.Option(help="Bundled name or weight file.")]
 IterationsOption = Annotated[
-    int | None, typer.Option(min=1, help="Of the schemes that iterate, at most.")
+    int | None, typer.Option(min=1, help="Of EM, at most, where --settings does not say.")
 ]
 WarmupOption = Annotated[int, typer.Option(min=0, help="Steps of the long run thrown away.")]
 ChainsOption = Annotated[int, typer.Option(min=2, help="Of the long run.")]
@@ -36,12 +48,14 @@ def compare(
     model: ModelOption = DEFAULT_MODEL,
     schemes: Annotated[str, typer.Option(help="Names, by commas.")] = "vem,collapsed_vem,mcem",
     kernels: Annotated[
-        str | None, typer.Option(help="Names, by commas; each scheme's own if not given.")
+        str | None,
+        typer.Option(help="Names, as hmc or gibbs:pcn, by commas; else each scheme's own."),
     ] = None,
     adapt: Annotated[
         bool, typer.Option("--adapt", help="Adapt step sizes in the schemes too.")
     ] = False,
     iterations: IterationsOption = None,
+    settings: SettingsOption = "{}",
     draws: Annotated[
         int, typer.Option(min=0, help="Of each chain of the long run for ESS; 0: none.")
     ] = 500,
@@ -55,16 +69,16 @@ def compare(
     """Put schemes and kernels side by side on one recording."""
     from pyro_avse.checkpoint import load_prior
     from pyro_avse.comparison import Clip, compare
-    from pyro_avse.comparison_page import TITLES, cells, comparison_page, input_cells
+    from pyro_avse.comparison_page import TITLES, cells, comparison_page, input_cells, label
     from pyro_avse.data.audio import check_place, load_audio
     from pyro_avse.data.lips import load_lips
     from pyro_avse.enhancer import find_kernel
     from pyro_avse.files import write_atomically
 
-    chosen = {name: _scheme(name, iterations) for name in _names(schemes, "--schemes")}
+    chosen = _schemes(split_names(schemes, "--schemes"), settings, iterations, {})
     moved = None
     if kernels is not None:
-        moved = {name: find_kernel(name) for name in _names(kernels, "--kernels")}
+        moved = {name: find_kernel(name) for name in split_names(kernels, "--kernels")}
     clip = Clip(
         noisy.name,
         load_audio(noisy),
@@ -94,10 +108,12 @@ def compare(
     if as_json:
         print(json.dumps(found.as_dict()))
         return
-    _print_table(TITLES, [input_cells(found), *(cells(row, 1) for row in found.rows)])
+    print_table(TITLES, [input_cells(found), *(cells(row, 1) for row in found.rows)])
     for row in found.rows:
-        if row["reason"]:
-            say(f"{row['scheme']} {row['kernel'] or ''}: {row['reason']}")
+        own = row["diagnosed"] if row["kernel"] is None else None
+        for note in (own and f"ESS/s of {own}", row["reason"]):
+            if note:
+                say(f"{label(row)}: {note}")
 
 
 @app.command()
@@ -108,9 +124,11 @@ def diagnose(
     model: ModelOption = DEFAULT_MODEL,
     inference: Annotated[str, typer.Option(help="Inference scheme.")] = DEFAULT_INFERENCE,
     kernel: Annotated[
-        str | None, typer.Option(help="What moves the chains; the scheme's own if not given.")
+        str | None,
+        typer.Option(help="What moves the chains, as hmc or gibbs:pcn; else the scheme's own."),
     ] = None,
     iterations: IterationsOption = None,
+    settings: SettingsOption = "{}",
     draws: Annotated[int, typer.Option(min=4, help="Of each chain.")] = 1000,
     warmup: WarmupOption = 500,
     chains: ChainsOption = 4,
@@ -120,18 +138,23 @@ def diagnose(
     as_json: JsonFlag = False,
 ) -> None:
     """Sample the posterior that a scheme ends with, and say which frames cannot be trusted."""
+    import torch
+
     from pyro_avse import diagnostics
     from pyro_avse.checkpoint import load_prior
     from pyro_avse.data.audio import load_audio
     from pyro_avse.data.lips import load_lips
-    from pyro_avse.enhancer import Enhancer, find_kernel
+    from pyro_avse.enhancer import Enhancer
     from pyro_avse.files import make_folder
+    from pyro_avse.inference import SCHEMES
     from pyro_avse.plots import diagnosis_figures
     from pyro_avse.streaming import load_draws, stream_chains
 
-    scheme: Any = _scheme(inference, iterations, None if kernel is None else find_kernel(kernel))
-    if not hasattr(scheme, "kernel"):
-        raise InputError(f"{inference} has no kernel to diagnose: take vem, collapsed_vem or mcem")
+    movable = [n for n, make in SCHEMES.items() if "kernel" in signature(make).parameters]
+    if inference in SCHEMES and inference not in movable:
+        raise InputError(f"{inference} has no kernel to diagnose: take {', '.join(movable)}")
+    more = {} if kernel is None else {"kernel": kernel}
+    scheme = _schemes([inference], settings, iterations, more)[inference]
     audio = load_audio(noisy)
     seen = None if lips is None else load_lips(lips, fps=fps)
     prior, stft = load_prior(model)
@@ -142,20 +165,24 @@ def diagnose(
     result = enhancer.separate(recording, seed=seed)
     separation = result.separation
     file = out / "draws.nc"
-    with progress_bar() as update:
-        stream_chains(
-            scheme.kernel,
-            separation.target,
-            diagnostics.starting_points(separation, chains),
-            file,
-            draws=draws,
-            warmup=warmup,
-            adapt=diagnostics.adaptation_for(scheme.kernel),
-            seed=seed,
-            observed=recording.spectrum.abs().square(),
-            model_name=model,
-            progress=lambda drawn: update(drawn / draws, f"{drawn} of {draws} draws"),
-        )
+    rng = torch.Generator(device=separation.z.device).manual_seed(seed)
+    try:
+        with progress_bar() as update:
+            stream_chains(
+                scheme.kernel,
+                separation.target,
+                diagnostics.starting_points(separation, chains, rng=rng),
+                file,
+                draws=draws,
+                warmup=warmup,
+                adapt=diagnostics.adaptation_for(scheme.kernel),
+                seed=rng,
+                observed=recording.spectrum.abs().square(),
+                model_name=model,
+                progress=lambda drawn: update(drawn / draws, f"{drawn} of {draws} draws"),
+            )
+    except Divergence as error:
+        raise Divergence(f"{error}; what was drawn is in {file}", error.partial) from None
     say("R-hat and effective draws of every frame")
     idata = load_draws(file)
     found = diagnostics.diagnose(idata)
@@ -203,7 +230,7 @@ def print_diagnosis(row: dict[str, Any]) -> None:
         values = [row[name]["worst"], row[name]["median"]]
         rows.append([title, *("-" if v is None else f"{v:.{digits}f}" for v in values), limit])
     rows.append(["divergences", str(row["divergences"]), "", f"at most {limits['divergences']}"])
-    _print_table(["", "worst frame", "median frame", "threshold"], rows)
+    print_table(["", "worst frame", "median frame", "threshold"], rows)
     for _, group in groupby(enumerate(row["failing"]), _stretch):  # side by side, for one reason
         stretch = [frame for _, frame in group]
         first, last = stretch[0], stretch[-1]
@@ -220,34 +247,16 @@ def _stretch(numbered: tuple[int, dict[str, Any]]) -> tuple[int, str]:
     return frame["frame"] - number, frame["reason"]
 
 
-def _print_table(titles: list[str], rows: list[list[str]]) -> None:
-    """To stdout, in full, whatever the terminal's width."""
-    from rich.console import Console
-    from rich.table import Table
+def _schemes(
+    names: list[str], settings: str, iterations: int | None, more: dict[str, Any]
+) -> dict[str, Any]:
+    """The schemes of these names, by them; `more` is added to the settings of each."""
+    from pyro_avse.protocol import build_scheme
 
-    table = Table(*titles)
-    for row in rows:
-        table.add_row(*row)
-    wide = Console(width=1000).measure(table).maximum
-    Console(width=max(Console().width, wide)).print(table)
-
-
-def _scheme(name: str, iterations: int | None, kernel: Any = None) -> Any:
-    """The scheme of that name; `iterations` for one that has the setting."""
-    import inspect
-
-    from pyro_avse.enhancer import find_scheme
-    from pyro_avse.inference import SCHEMES
-
-    settings = {} if kernel is None else {"kernel": kernel}
-    known = inspect.signature(SCHEMES[name]).parameters if name in SCHEMES else {}
-    if iterations is not None and "iterations" in known:
-        settings["iterations"] = iterations
-    return find_scheme(name, **settings)
-
-
-def _names(text: str, option: str) -> list[str]:
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    if not names:
-        raise InputError(f"{option} {text!r}: give one name or more, by commas")
-    return names
+    chosen = read_settings(settings)
+    for name in chosen:
+        if name not in names:
+            raise InputError(
+                f"--settings for {name!r}, which is no scheme here: here are {', '.join(names)}"
+            )
+    return {name: build_scheme(name, chosen.get(name, {}) | more, iterations) for name in names}

@@ -3,13 +3,21 @@
 Registered on the `app` of `pyro_avse.cli`; heavy imports stand inside the commands, so that --help is quick.
 """
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pyro_avse.cli import DeviceOption, SeedOption, app, progress_bar, say
+from pyro_avse.cli import (
+    DeviceOption,
+    SeedOption,
+    SettingsOption,
+    app,
+    progress_bar,
+    read_settings,
+    say,
+    split_names,
+)
 from pyro_avse.defaults import DEFAULT_INFERENCE
 from pyro_avse.errors import InputError
 
@@ -18,15 +26,14 @@ from pyro_avse.errors import InputError
 def evaluate(
     data: Annotated[Path, typer.Option(help="Corpus folder.")],
     noise: Annotated[
-        str, typer.Option(help="white, pink, babble, recordings, folders of them; by commas.")
+        str,
+        typer.Option(help="white, pink, babble, recordings, folders, corpus (its own); by commas."),
     ],
     snr: Annotated[str, typer.Option(help="In dB, by commas: -5,0,5.")],
     models: Annotated[str, typer.Option(help="Bundled names, weight files or LABEL=FILE.")],
     out: Annotated[Path, typer.Option(help="Folder of the results, new or to go on with.")],
     inference: Annotated[str, typer.Option(help="Schemes, or LABEL=SCHEME.")] = DEFAULT_INFERENCE,
-    settings: Annotated[
-        str, typer.Option(help='Of the schemes: {"vem": {"iterations": 50}}.')
-    ] = "{}",
+    settings: SettingsOption = "{}",
     lips: Annotated[
         str, typer.Option(help="What models see: clean, patch, frozen, black, mixed; by commas.")
     ] = "clean",
@@ -46,28 +53,32 @@ def evaluate(
         bool, typer.Option("--cluster", help="Start dask here, with --jobs workers.")
     ] = False,
     device: DeviceOption = "cpu",
+    retry: Annotated[bool, typer.Option("--retry", help="Do failed rows again.")] = False,
 ) -> None:
     """Enhance and score every clip in every noise at every SNR; goes on where it was stopped."""
     from pyro_avse.evaluation import evaluate as run
 
+    if cluster and scheduler is not None:
+        raise InputError("--cluster starts dask, --scheduler names one that runs: give one of them")
     with progress_bar() as update:
         frame = run(
             data,
-            _names(noise),
+            split_names(noise, "--noise"),
             _numbers(snr),
-            _names(models),
-            _names(inference),
+            split_names(models, "--models"),
+            split_names(inference, "--inference"),
             out=out,
             split=split,  # type: ignore[arg-type]  # another is refused
             clips=clips,
             seed=seed,
             level=level,  # type: ignore[arg-type]  # another is refused
-            settings=_settings(settings),
-            lips=_names(lips),
+            settings=read_settings(settings),
+            lips=split_names(lips, "--lips"),
             bad_lips=bad_lips,
             jobs=jobs,
             cluster="local" if cluster else scheduler,
             device=device,
+            retry=retry,
             progress=lambda done, total: update(done / total, f"{done} of {total} rows"),
         )
     looped = sorted(frame[frame.noise_looped.fillna(False).astype(bool)].noise.unique())
@@ -90,26 +101,10 @@ def report(
     say(f"wrote {results / 'report' if out is None else out}/report.html, its tables and figures")
 
 
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
 def _numbers(text: str) -> list[float]:
     try:
-        return [float(number) for number in _names(text)]
+        return [float(number) for number in split_names(text, "--snr")]
     except ValueError:
         raise InputError(
             f"--snr {text!r}: give numbers of dB with commas, such as -5,0,5"
         ) from None
-
-
-def _settings(text: str) -> dict[str, dict[str, object]]:
-    try:
-        settings = json.loads(text)
-    except ValueError as error:
-        raise InputError(
-            f"--settings is no JSON ({error}): give an object for every scheme"
-        ) from None
-    if not isinstance(settings, dict) or not all(isinstance(v, dict) for v in settings.values()):
-        raise InputError('--settings: give an object for every scheme, {"vem": {"iterations": 50}}')
-    return settings

@@ -5,14 +5,19 @@
 A scheme that takes a kernel has a row for every kernel, another one a row. Quality and seconds are of the scheme as it
 is used; one iteration before, untimed, loads what torch needs.
 
-How well a kernel samples is measured apart, on the posterior that the scheme ended with (`Separation.target`), by a
-longer run of several chains that start where the scheme's stand: steps are adapted in the warm-up where the kernel can
-be adapted, and only the draws after it are timed. A frame's ESS per second is the bulk ESS of its worst code over those
-seconds. It means something only where the chains have mixed: those that have not have an ESS of about their number,
-however few their draws, so `unmixed` is the share of frames whose R-hat is over its threshold.
+How well a kernel samples is measured apart, by a longer run of several chains: steps are adapted in the warm-up where
+the kernel can be adapted, and only the draws after it are timed. All kernels of a scheme draw from one posterior, the
+one that the scheme ended with (`Separation.target`) under the first kernel that served, and from the same starts
+(`diagnostics.starting_points`); `independence` proposes from the guide that its own run of the scheme ended with. A
+frame's ESS per second is the bulk ESS of its worst code over those seconds. It means something only where the chains
+have mixed: those that have not have an ESS of about their number, however few their draws, so `unmixed` is the share of
+frames whose R-hat is over its threshold.
 
-A scheme with draws but no kernel of ours (`nuts`) is judged by its own draws over all its seconds; one without chains
-has no such numbers. Combinations that do not fit together are rows with the reason.
+A scheme with draws but no kernel of ours (`nuts`) is judged by its own draws, and `importance` by its own weights, over
+all their seconds, warm-up and EM included: such a row is no match for a kernel's, and says so. One chain has no R-hat:
+give `NUTS(mcem=MCEM(chains=4))`. A scheme with neither has no such numbers. Combinations that do not fit together are
+rows with the reason. `iterations` counts what the objective has a value for: of `nuts` its draws, of `auto_normal`
+Adam's steps.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -37,10 +42,11 @@ from pyro_avse.diagnostics import (
 from pyro_avse.enhancer import Enhanced, Enhancer
 from pyro_avse.inference import KERNELS
 from pyro_avse.inference.adaptation import RobbinsMonro
+from pyro_avse.inference.importance import ImportanceSeparation
 from pyro_avse.measure import check_same_length, measure
 from pyro_avse.metrics import NAMES, Scores, score
 from pyro_avse.stft import STFT
-from pyro_avse.typing import JSON, Chains, InputError, Kernel, Scheme
+from pyro_avse.typing import JSON, InputError, Kernel, Scheme, Separation
 
 QUALITY = (*NAMES, *(f"{name}_improvement" for name in NAMES))
 SAMPLING = ("ess_per_second_min", "ess_per_second_median", "rhat_max", "unmixed", "acceptance")
@@ -165,13 +171,14 @@ def compare(
             check_same_length(clip.clean, clip.mixture)
             before = score(clip.mixture.waveform, clip.clean.waveform)
         trials = []
+        firsts: dict[str, Separation] = {}
         for name, kernel_name, scheme in combinations:
             report(f"{clip.name}: {name}" + (f" with {kernel_name}" if kernel_name else ""))
             enhancer = Enhancer(prior, scheme, stft=stft, device=device)
             if not done:
                 _rehearse(enhancer, clip)
             named = {"clip": clip.name, "scheme": name, "kernel": kernel_name}
-            trial = _run(named, enhancer, clip, before, long_run)
+            trial = _run(named, enhancer, clip, before, long_run, firsts)
             trials.append(trial if not done else replace(trial, enhanced=None))
         done.append((before, trials))
     every = [trial for _, trials in done for trial in trials]
@@ -212,30 +219,54 @@ class _LongRun:
     seed: int
 
     def __call__(
-        self, scheme: Any, enhanced: Enhanced, seconds: float
-    ) -> tuple[Chains, float, str]:
-        """Draws, the seconds that they took, and what they are, in words. InputError: why there are none."""
-        separation = enhanced.separation
+        self, scheme: Any, own: Separation, first: Separation, seconds: float
+    ) -> tuple[Diagnosis | None, np.ndarray, str]:
+        """R-hat and the like, each frame's ESS a second, and what they are of, in words.
+
+        `own` is this scheme's with this kernel, `first` the one whose posterior all of the scheme's kernels draw from.
+        Raises InputError: why there are no such numbers.
+        """
         if self.draws == 0:
             raise InputError("no draws were asked for")
-        if separation.chains is None:
+        whole = "over all its seconds, warm-up and EM included: no match for a kernel's"
+        if isinstance(own, ImportanceSeparation):
+            ess = own.effective_sample_size.cpu().numpy()
+            return None, ess / seconds, f"its own weights {whole}"
+        if own.chains is None:
             raise InputError("no chains")
-        if not hasattr(scheme, "kernel"):
-            return separation.chains, seconds, "its own draws"
-        settings = {"draws": self.draws, "warmup": self.warmup, "chains": self.chains}
-        drawn, seconds = sample_posterior(separation, scheme.kernel, seed=self.seed, **settings)
-        return drawn, seconds, f"{self.chains} chains of {self.draws} draws after {self.warmup}"
+        chains, text = own.chains, f"its own draws {whole}"
+        if hasattr(scheme, "kernel"):
+            target: Any = first.target
+            if getattr(own.target, "proposal", None) is not None:
+                target = replace(target, proposal=own.target.proposal)  # type: ignore[attr-defined]
+            chains, seconds = sample_posterior(
+                replace(first, target=target),
+                scheme.kernel,
+                draws=self.draws,
+                warmup=self.warmup,
+                chains=self.chains,
+                seed=self.seed,
+            )
+            text = f"{self.chains} chains of {self.draws} draws after {self.warmup}"
+        diagnosis = diagnose(to_inference_data(chains))
+        return diagnosis, diagnosis.ess_bulk / seconds, text
 
 
 def _rehearse(enhancer: Enhancer, clip: Clip) -> None:
     """One iteration that nobody times: a scheme's first call pays for what torch loads and sets up."""
-    once: Any = enhancer.inference
-    if hasattr(once, "iterations"):
-        short = Enhancer(
-            enhancer.prior, replace(once, iterations=1), stft=enhancer.stft, device=enhancer.device
+    scheme: Any = enhancer.inference
+    short: dict[str, Any] = {}
+    if hasattr(scheme, "iterations"):
+        short = {"iterations": 1}
+    elif hasattr(scheme, "mcem"):
+        few = {name: 2 for name in ("warmup", "draws", "steps") if hasattr(scheme, name)}
+        short = {"mcem": replace(scheme.mcem, iterations=1), **few}
+    if short:
+        once = Enhancer(
+            enhancer.prior, replace(scheme, **short), stft=enhancer.stft, device=enhancer.device
         )
         with suppress(InputError):  # it will come again, and be a row
-            short.separate(short.prepare(clip.mixture, clip.lips))
+            once.separate(once.prepare(clip.mixture, clip.lips))
 
 
 def _run(
@@ -244,8 +275,9 @@ def _run(
     clip: Clip,
     before: Scores | None,
     long_run: _LongRun,
+    firsts: dict[str, Separation],
 ) -> Trial:
-    """One row, and what it came from."""
+    """One row, and what it came from; `firsts` are each scheme's first results on this clip."""
     row: JSON = {**named, **dict.fromkeys(NUMBERS, np.nan), "reason": None, "diagnosed": None}
     recording = enhancer.prepare(clip.mixture, clip.lips)
     scheme, seed = enhancer.inference, long_run.seed
@@ -263,15 +295,17 @@ def _run(
         reasons = [f"no {name}: {why}" for name, why in scores["reasons"].items()]
     diagnosis = ess_per_second = None
     try:
-        drawn, seconds, row["diagnosed"] = long_run(scheme, enhanced, measured["seconds"])
-        diagnosis = diagnose(to_inference_data(drawn))
-        ess_per_second = diagnosis.ess_bulk / seconds
+        own = enhanced.separation
+        first = firsts.setdefault(named["scheme"], own)
+        found = long_run(scheme, own, first, measured["seconds"])
+        diagnosis, ess_per_second, row["diagnosed"] = found
         row["ess_per_second_min"] = ess_per_second.min()
         row["ess_per_second_median"] = np.median(ess_per_second)
-        row["rhat_max"] = diagnosis.rhat.max()
-        missing = np.isnan(diagnosis.rhat).any()
-        row["unmixed"] = np.nan if missing else np.mean(diagnosis.rhat > RHAT_MAX)
-        row["acceptance"] = diagnosis.acceptance.mean()
+        if diagnosis is not None:
+            row["rhat_max"] = diagnosis.rhat.max()
+            missing = np.isnan(diagnosis.rhat).any()
+            row["unmixed"] = np.nan if missing else np.mean(diagnosis.rhat > RHAT_MAX)
+            row["acceptance"] = diagnosis.acceptance.mean()
         if not np.isfinite(row["rhat_max"]):
             reasons.append("no R-hat: a frame never moved, or there are fewer than two chains")
     except InputError as refusal:

@@ -6,18 +6,14 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from pyro_avse import html
+from pyro_avse import html, measure
 from pyro_avse.comparison import Comparison, Trial
 from pyro_avse.diagnostics import RHAT_MAX
 from pyro_avse.plots import draw_spectrogram
 from pyro_avse.typing import JSON
 
 COLUMNS = {
-    "si_sdr": ("SI-SDR dB", 1),
-    "sdr": ("SDR dB", 1),
-    "pesq_wb": ("PESQ wb", 2),
-    "pesq_nb": ("PESQ nb", 2),
-    "stoi": ("STOI", 2),
+    **measure.TITLES,
     "seconds": ("seconds", 1),
     "iterations": ("iterations", 0),
     "ess_per_second_min": ("ESS/s min", 1),
@@ -71,7 +67,8 @@ def comparison_page(comparison: Comparison) -> bytes:
         html.picture(_spectrograms(comparison, heard)),
         html.heading("Objective against time"),
         html.paragraph(
-            "Each scheme has an objective of its own. Iterations are drawn as if each took the same time."
+            "Each scheme has an objective of its own. Iterations, which of nuts are its draws and of auto_normal its "
+            "steps, are drawn as if each took the same time."
         ),
         html.picture(_objectives(heard)),
         html.heading("Effective draws a second, frame by frame"),

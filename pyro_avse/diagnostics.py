@@ -201,13 +201,13 @@ def sample_posterior(
 ) -> tuple[Chains, float]:
     """A long run on the posterior of z that a scheme ended with, and its seconds, warm-up left out.
 
-    Chains start where the scheme's stand. Steps are adapted in the warm-up, then frozen.
+    Chains start as `starting_points` says. Steps are adapted in the warm-up, then frozen.
 
     Raises:
         InputError: the kernel does not suit the posterior.
     """
-    target, z = separation.target, starting_points(separation, chains)
-    rng = torch.Generator(device=z.device).manual_seed(seed)
+    target, rng = separation.target, torch.Generator(device=separation.z.device).manual_seed(seed)
+    z = starting_points(separation, chains, rng=rng)
     warm = run_chains(
         kernel, target, z, draws=1, warmup=warmup, adapt=adaptation_for(kernel), seed=rng
     )
@@ -217,10 +217,22 @@ def sample_posterior(
     return drawn, time.perf_counter() - start
 
 
-def starting_points(separation: Separation, chains: int) -> Codes:
-    """`chains` points (chain, ..., frame, latent): those where a scheme's chains stand, over and over."""
-    z = separation.z
-    return z[torch.arange(chains, device=z.device) % len(z)]
+@torch.no_grad()
+def starting_points(separation: Separation, chains: int, *, rng: torch.Generator) -> Codes:
+    """`chains` points (chain, ..., frame, latent): where the scheme's first chain stands, then draws of the prior.
+
+    Chains that all start in one mode agree, whatever they miss: R-hat asks for starts that are wider apart than the
+    posterior, as p(z_n | k) is, k = 0, 1, ... in turn. A target without `components` has where the scheme's chains
+    stand, over and over: its R-hat says less.
+    """
+    z, target = separation.z, separation.target
+    starts = z[torch.arange(chains, device=z.device) % len(z)]
+    prior = getattr(getattr(target, "collapsed", target), "components", None)
+    if prior is not None:
+        k = torch.arange(chains - 1, device=z.device) % len(prior.mean)
+        noise = torch.randn(starts[1:].shape, generator=rng, dtype=z.dtype, device=z.device)
+        starts[1:] = prior.mean[k, 0] + prior.stddev[k, 0] * noise
+    return starts
 
 
 def adaptation_for(kernel: Kernel) -> Adaptation | None:

@@ -1,6 +1,7 @@
 """A noisy recording in, speech and noise out: STFT, prior and inference scheme put together."""
 
 import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,11 @@ from pyro_avse.data.audio import SAMPLE_RATE, Audio, audio_from_array, restore
 from pyro_avse.data.lips import Lips, lips_from_array, lips_on_grid
 from pyro_avse.defaults import DEFAULT_INFERENCE, DEFAULT_MODEL
 from pyro_avse.inference import KERNELS, SCHEMES
+from pyro_avse.inference.adaptation import Adaptation, DualAveraging, RobbinsMonro
 from pyro_avse.stft import STFT
 from pyro_avse.typing import InputError, Kernel, Scheme, Separation, Spectrum
+
+ADAPTATIONS = {"robbins_monro": RobbinsMonro, "dual_averaging": DualAveraging}
 
 
 @dataclass(frozen=True)
@@ -176,20 +180,36 @@ def find_scheme(name: str, **settings: Any) -> Scheme:
     Raises:
         InputError: no scheme of that name, or a setting that it has not.
     """
-    if name not in SCHEMES:
-        raise InputError(f"unknown inference scheme {name!r}: known are {', '.join(SCHEMES)}")
-    known = inspect.signature(SCHEMES[name]).parameters
-    for setting in settings:
-        if setting not in known:
-            raise InputError(f"{name} has no setting {setting!r}: known are {', '.join(known)}")
-    return SCHEMES[name](**settings)
+    return _called("inference scheme", SCHEMES, name, settings)
 
 
 def find_kernel(name: str, **settings: Any) -> Kernel:
-    """The kernel of that name, with tuning constants other than its defaults."""
-    if name not in KERNELS:
-        raise InputError(f"unknown kernel {name!r}: known are {', '.join(KERNELS)}")
-    return KERNELS[name](**settings)
+    """The kernel of that name, with tuning constants other than its defaults; "gibbs:pcn" is gibbs with pcn inside.
+
+    Raises:
+        InputError: no kernel of that name, or a constant that it has not.
+    """
+    name, _, inner = name.partition(":")
+    if inner:
+        settings["inner"] = find_kernel(inner)
+    return _called("kernel", KERNELS, name, settings)
+
+
+def find_adaptation(name: str, **settings: Any) -> Adaptation:
+    """How step sizes are adapted, by its name in `ADAPTATIONS`. Raises InputError as `find_kernel`."""
+    return _called("adaptation", ADAPTATIONS, name, settings)
+
+
+def _called(
+    kind: str, registry: Mapping[str, Callable[..., Any]], name: str, settings: Mapping[str, Any]
+) -> Any:
+    if name not in registry:
+        raise InputError(f"unknown {kind} {name!r}: known are {', '.join(registry)}")
+    known = inspect.signature(registry[name]).parameters
+    for setting in settings:
+        if setting not in known:
+            raise InputError(f"{name} has no setting {setting!r}: known are {', '.join(known)}")
+    return registry[name](**settings)
 
 
 def find_device(name: str | torch.device) -> torch.device:

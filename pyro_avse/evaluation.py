@@ -76,13 +76,15 @@ def evaluate(
     jobs: int = 1,
     cluster: str | None = None,
     device: str = "cpu",
+    retry: bool = False,
     progress: Progress | None = None,
 ) -> "pd.DataFrame":
     """Run a sweep, or the rest of one; all rows of the folder, as `load_results` gives them.
 
     Args:
         data: a corpus, as `pyro_avse.data.corpus` describes it.
-        noises: "white", "pink", "babble", recordings, folders of recordings.
+        noises: "white", "pink", "babble", recordings, folders of recordings; "corpus": the mixtures that come with the
+            clips (NTCD-TIMIT's), each kind of them by its name, at its nominal SNRs.
         snrs: in dB.
         models: bundled names or weight files; "LABEL=FILE" gives one another name in the table.
         inference: schemes; "LABEL=SCHEME" is one with settings of its own.
@@ -95,6 +97,7 @@ def evaluate(
         bad_lips: share of the pictures that are bad, where not "clean".
         jobs: processes, one torch thread each; 1 is this one.
         cluster: address of a dask scheduler; "local" starts one with `jobs` workers.
+        retry: do the rows that failed again.
         progress: called with the rows done and the rows there will be.
 
     Raises:
@@ -123,8 +126,11 @@ def evaluate(
         write_atomically(out / "protocol.json", json.dumps(joined, indent=1).encode())
         merge_parts(out)
         wanted = joined | {"sweeps": new["sweeps"]}
-        total = sum(len(runs) for _, runs in units(wanted))
-        to_do = list(units(wanted, set(load_results(out)["key"])))
+        total = len(joined["clips"]) * math.prod(map(len, new["sweeps"][0].values()))
+        rows = load_results(out)
+        to_do = list(
+            units(wanted, set(rows["key"][rows["failure"].isna()] if retry else rows["key"]))
+        )
         done = merged = total - sum(len(runs) for _, runs in to_do)
         with closing(_run_all(out, to_do, jobs, cluster, device)) as counts:
             for count in counts:
@@ -150,7 +156,7 @@ def run_unit(folder: Path, unit: Unit, device: str = "cpu") -> int:
         for run in runs:
             row = shared | {"model": run.model, "inference": run.inference}
             row["key"] = row_key(**row)
-            row["failure"] = reason or _attempt(partial(_enhance, made, run, row, device))
+            row["failure"] = reason or _attempt(partial(_enhance, mixture, made, run, row, device))
             row["reasons"] = json.dumps(row["reasons"])
             write_row(folder, row)
         return len(runs)
@@ -196,10 +202,13 @@ def _mix(mixture: Mixture, row: JSON, made: JSON) -> None:
     made |= {"mixed": mixed, "before": before}
 
 
-def _enhance(made: JSON, run: Run, row: JSON, device: str) -> None:
+def _enhance(mixture: Mixture, made: JSON, run: Run, row: JSON, device: str) -> None:
     """Fill in what one model and scheme make of the mixture."""
     enhancer, mixed = find_enhancer(run, device), made["mixed"]
-    recording = enhancer.prepare(mixed.noisy, mixed.lips)
+    try:
+        recording = enhancer.prepare(mixed.noisy, mixed.lips)
+    except InputError as error:
+        raise InputError(f"{mixture.lips_file or mixture.audio}: {error}") from None
     names = (run.model, run.inference, mixed.clean, row["seed"])
     result, measured = measure(enhancer, recording, *names, before=made["before"])
     after, heard = measured["output"], result.responsibilities[0]
@@ -307,4 +316,13 @@ def _on_dask(
         except KilledWorker:
             raise InputError(
                 "workers die over one mixture (out of memory?): run the same again, it goes on where it was"
+            ) from None
+        except InputError:
+            raise
+        except (
+            Exception
+        ) as error:  # `run_unit` keeps its own: the scheduler is lost, or a worker lacks something
+            raise InputError(
+                f"dask failed ({type(error).__name__}: {' '.join(str(error).split())}): see that its scheduler runs and"
+                " its workers have pyro_avse and the same folders, and run the same again"
             ) from None

@@ -10,10 +10,10 @@ from html import escape
 
 import numpy as np
 from jaxtyping import Float
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from pyro_avse.data.audio import SAMPLE_RATE
+from pyro_avse.plots import png
 
 STYLE = """
 body { font-family: sans-serif; max-width: 75em; margin: 2em auto; padding: 0 1em; color: #222 }
@@ -52,13 +52,11 @@ def player(waveform: Float[np.ndarray, "sample"], sample_rate: int = SAMPLE_RATE
     buffer = io.BytesIO()
     sound = np.clip(waveform, -1, 1)
     soundfile.write(buffer, sound, sample_rate, format="FLAC", subtype="PCM_16")
-    return Piece(f'<audio controls src="{_data("audio/flac", buffer)}"></audio>')
+    return Piece(f'<audio controls src="{_data("audio/flac", buffer.getvalue())}"></audio>')
 
 
 def picture(figure: Figure) -> str:
-    buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer)
-    return Piece(f'<img alt="" src="{_data("image/png", buffer)}">')
+    return Piece(f'<img alt="" src="{_data("image/png", png(figure))}">')
 
 
 class Piece(str):
@@ -69,5 +67,5 @@ def _cell(content: str) -> str:
     return f"<td>{content if isinstance(content, Piece) else escape(content)}</td>"
 
 
-def _data(kind: str, buffer: io.BytesIO) -> str:
-    return f"data:{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+def _data(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"

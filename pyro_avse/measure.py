@@ -7,6 +7,16 @@ from pyro_avse.enhancer import Enhanced, Enhancer, Recording
 from pyro_avse.metrics import Scores, score
 from pyro_avse.typing import JSON, InputError
 
+TITLES = {
+    "si_sdr": ("SI-SDR dB", 1),
+    "sdr": ("SDR dB", 1),
+    "pesq_wb": ("PESQ wb", 2),
+    "pesq_nb": ("PESQ nb", 2),
+    "stoi": ("STOI", 2),
+    "estoi": ("ESTOI", 2),
+}
+"""Of the scores, in tables, with their decimals."""
+
 
 def measure(
     enhancer: Enhancer,
@@ -20,7 +30,8 @@ def measure(
 ) -> tuple[Enhanced, JSON]:
     """Enhance a recording; the result, and its row: time, and scores before and after where `clean` is given.
 
-    `before` are the recording's own scores, where they are already known.
+    `before` are the recording's own scores, where they are already known. `iterations` is the length of the objective:
+    of `nuts` its draws, of `auto_normal` its steps.
     """
     start = time.perf_counter()
     result = enhancer.separate(recording, seed=seed)

@@ -5,6 +5,7 @@ made = rebuild(read_protocol(folder), row)              # from the files, starts
 made.clean, made.noisy, made.lips                       # the same samples either way
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,7 +20,7 @@ from pyro_avse.data.corrupt import Kind as Corruption
 from pyro_avse.data.corrupt import corrupt_lips
 from pyro_avse.data.lips import Lips, lips_on_grid, load_lips
 from pyro_avse.data.noise import Kind, Level, Segment, draw_segment, make_noise, noise_gain
-from pyro_avse.typing import JSON
+from pyro_avse.typing import JSON, InputError
 
 LIPS = ("clean", *get_args(Corruption), "mixed")
 """What a model may be shown; "mixed": each mixture has one of the corruptions, drawn from its seed."""
@@ -38,7 +39,7 @@ class Mixture:
     noise: str
     kind: Kind
     files: tuple[str, ...]
-    """Recordings of the noise, relative to `data` or absolute."""
+    """Recordings of the noise, relative to `data` or absolute; of kind "corpus", the mixture itself."""
     data: Path
     snr: float
     level: Level
@@ -61,7 +62,7 @@ class Mixed:
     """Which of the lips' pictures were made bad; None for clean lips."""
     segment: Segment
     gain: float
-    """Of the noise."""
+    """Of the noise; NaN for a mixture that came with the corpus."""
 
     def bad_on_grid(self, times: np.ndarray) -> Bool[np.ndarray, "frame"] | None:
         """`bad` at `times`, in seconds, held as the pictures themselves are."""
@@ -74,8 +75,15 @@ class Mixed:
 def mix(mixture: Mixture) -> Mixed:
     """Choose the noise by the mixture's seed and mix.
 
-    Raises InputError for sound or lips that cannot be read or have no level, lips that cannot be made bad.
+    Raises InputError for sound or lips that cannot be read or have no level, lips that cannot be made bad; and for an
+    SNR at which the corpus has no mixture of the clip, or one of another length.
     """
+    if mixture.kind == "corpus":
+        if not mixture.files:
+            raise InputError(
+                f"{mixture.audio} comes with no {mixture.noise} mixture of nominally {mixture.snr:g} dB: leave it out"
+            )
+        return _mixed(mixture, Segment("corpus", mixture.seed, mixture.files), math.nan)
     clean = _audio(mixture.audio).waveform
     recordings = {file: _audio(mixture.data / file).waveform for file in mixture.files}
     segment = draw_segment(mixture.kind, recordings, len(clean), mixture.seed)
@@ -133,9 +141,12 @@ def place_mixture(
 
 def _mixed(mixture: Mixture, segment: Segment, gain: float) -> Mixed:
     clean = _audio(mixture.audio)
-    recordings = {file: _audio(mixture.data / file).waveform for file in segment.files}
-    noise = make_noise(segment, recordings, len(clean.waveform))
-    noisy = audio_from_array(clean.waveform + noise * gain, SAMPLE_RATE)
+    if segment.kind == "corpus":
+        noisy = _own(mixture.data / segment.files[0], clean)
+    else:
+        recordings = {file: _audio(mixture.data / file).waveform for file in segment.files}
+        noise = make_noise(segment, recordings, len(clean.waveform))
+        noisy = audio_from_array(clean.waveform + noise * gain, SAMPLE_RATE)
     if mixture.lips_file is None:
         return Mixed(clean, noisy, None, None, segment, gain)
     lips = _lips(mixture.lips_file, mixture.fps)
@@ -148,11 +159,35 @@ def _mixed(mixture: Mixture, segment: Segment, gain: float) -> Mixed:
     return Mixed(clean, noisy, seen, bad, segment, gain)
 
 
-@lru_cache(maxsize=64)  # babble's voices come back; a long noise is read once
+def _own(path: Path, clean: Audio) -> Audio:
+    """A mixture that came with the corpus, in the unit of its clean sound's waveform."""
+    heard = _audio(path)
+    if len(heard.waveform) != len(clean.waveform):
+        raise InputError(
+            f"{path} has {len(heard.waveform)} samples at 16 kHz, its clean sound {len(clean.waveform)}: copy it again"
+        )
+    return audio_from_array(heard.waveform * (heard.peak / clean.peak), SAMPLE_RATE)
+
+
 def _audio(path: Path) -> Audio:
+    return _load_audio(path, _state(path))
+
+
+def _lips(path: Path, fps: float | None) -> Lips:
+    return _load_lips(path, fps, _state(path))
+
+
+def _state(path: Path) -> tuple[int, int] | None:
+    """Changes with the file."""
+    status = path.stat() if path.is_file() else None
+    return status and (status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=64)  # babble's voices come back; a long noise is read once
+def _load_audio(path: Path, state: tuple[int, int] | None) -> Audio:
     return load_audio(path)
 
 
 @lru_cache(maxsize=4)
-def _lips(path: Path, fps: float | None) -> Lips:
+def _load_lips(path: Path, fps: float | None, state: tuple[int, int] | None) -> Lips:
     return load_lips(path, fps=fps)

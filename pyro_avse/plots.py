@@ -170,6 +170,10 @@ def ess_figure(diagnosis: Diagnosis) -> Figure:
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a PNG, beside and then renamed."""
+    write_atomically(path, png(figure))
+
+
+def png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     FigureCanvasAgg(figure).print_png(buffer)
-    write_atomically(path, buffer.getvalue())
+    return buffer.getvalue()

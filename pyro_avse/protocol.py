@@ -6,30 +6,38 @@ models, schemes and clips: rows are named by what they are, never by their order
 """
 
 import hashlib
+import inspect
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 
 from pyro_avse.checkpoint import bundled_weights, find_weights, load_prior
-from pyro_avse.data.corpus import find_corpus, find_utterances
+from pyro_avse.data.audio import load_audio
+from pyro_avse.data.corpus import choose_split, find_corpus
 from pyro_avse.data.noise import Level, choose_voices
 from pyro_avse.data.utterance import Split, Utterance
-from pyro_avse.enhancer import find_kernel, find_scheme
+from pyro_avse.enhancer import find_adaptation, find_kernel, find_scheme
+from pyro_avse.inference import SCHEMES
 from pyro_avse.mixtures import LIPS, Mixture, place_mixture
 from pyro_avse.results import row_key
 from pyro_avse.typing import JSON, InputError, Scheme
 
 DRAWN = ("white", "pink", "babble")
 """Noises that are no recordings."""
+OWN = "corpus"
+"""The mixtures that come with a corpus, at nominal SNRs: a noise for each kind of them."""
 VOICES = 6
 """Of babble, where the corpus has so many."""
 SOUNDS = {".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif"}
-PLACES = ("audio", "lips", "file", "weights")
+PLACES = ("audio", "lips", "file", "weights", "noisy")
 """Entries that say where something stands: it may move."""
+VERSION = 1
+"""Of protocol.json."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +88,11 @@ def make_protocol(
     if not 0 < bad_lips < 1:
         raise InputError(f"a share of bad lips of {bad_lips}: give one between 0 and 1")
     data = Path(data).resolve()
-    found = _in_turn(find_utterances(data, split), seed)
+    corpus = find_corpus(data)
+    found = _in_turn(choose_split(corpus, data, split), seed)
+    names = Counter(map(clip_name, found))
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise InputError(f"{data}: two clips are called {twice[0]!r}: rename one")
     if clips is not None and not 0 < clips <= len(found):
         raise InputError(
             f"{clips} clips of {split}, which has {len(found)}: give 1 to {len(found)}"
@@ -88,7 +100,7 @@ def make_protocol(
     settings = dict(settings or {})
     schemes = _labelled(inference, "--inference")
     sweep: JSON = {
-        "noises": _find_noises(noises, data),
+        "noises": _find_noises(noises, corpus.utterances, found, data),
         "models": {label: _model(name) for label, name in _labelled(models, "--models").items()},
         "inference": {
             label: {"scheme": name, "settings": settings.get(label, {})}
@@ -103,13 +115,13 @@ def make_protocol(
             f"settings for {sorted(unknown)[0]!r}, which is no scheme here: give them as {example}"
         )
     return {
-        "version": 1,
+        "version": VERSION,
         "data": str(data),
         "split": split,
         "seed": seed,
         "level": level,
         "bad_lips": bad_lips,
-        "clips": {clip_name(u): _clip(u, data) for u in found[:clips]},
+        "clips": {clip_name(u): _clip(u, data, OWN in noises) for u in found[:clips]},
         **sweep,
         "sweeps": [
             {
@@ -126,13 +138,18 @@ def make_protocol(
 def join_protocol(folder: Path, new: JSON) -> JSON:
     """The folder's protocol with a new call's added; the new one where the folder has none.
 
-    Raises InputError where the two disagree, in one line: nothing has been written.
+    What only one of the two says, as an older version wrote less, is not compared.
+    Raises InputError where the two disagree, or rows have no protocol, in one line: nothing has been written.
     """
     if not (folder / "protocol.json").is_file():
+        if (folder / "rows.parquet").exists() or any((folder / "parts").glob("*.parquet")):
+            raise InputError(
+                f"{folder} has rows, no protocol.json: bring it, or give another --out"
+            )
         return new
     old = read_protocol(folder)
     cure = "give another --out"
-    for name in ("version", "split", "seed", "level", "bad_lips"):
+    for name in ("split", "seed", "level", "bad_lips"):
         if old[name] != new[name]:
             raise InputError(
                 f"{folder} holds a sweep of another protocol, with {name} {old[name]}, not {new[name]}: {cure}"
@@ -144,7 +161,7 @@ def join_protocol(folder: Path, new: JSON) -> JSON:
         )
     for kind in ("clips", "noises", "models", "inference"):
         for label in old[kind].keys() & new[kind].keys():
-            if _content(old[kind][label]) != _content(new[kind][label]):
+            if _differ(old[kind][label], new[kind][label]):
                 raise InputError(
                     f"{folder} holds a sweep of another protocol, whose {kind} have another {label!r}: {cure}"
                     + (f", or name it anew, NEW={label}" if kind in ("models", "inference") else "")
@@ -155,18 +172,22 @@ def join_protocol(folder: Path, new: JSON) -> JSON:
 
 
 def read_protocol(folder: Path) -> JSON:
-    """What protocol.json says. Raises InputError where it is not there or no JSON."""
+    """What protocol.json says. Raises InputError where it is not there, no JSON, or of another kind or version."""
     path = folder / "protocol.json"
     try:
-        return json.loads(path.read_text())
+        found = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: no protocol ({error}): give another folder") from None
+    kinds = {"data", "clips", "noises", "models", "inference", "sweeps"}
+    if not isinstance(found, dict) or found.get("version") != VERSION or not kinds <= found.keys():
+        raise InputError(f"{path}: no protocol of version {VERSION}: give another folder")
+    return found
 
 
 def units(protocol: JSON, done: frozenset[str] | set[str] = frozenset()) -> Iterator[Unit]:
     """The mixtures of the newest sweep with their runs, clip by clip, but for rows whose key is in `done`."""
     data, sweep = Path(protocol["data"]), protocol["sweeps"][-1]
-    pool = _pool(data) if "babble" in sweep["noises"] else []
+    pool = find_corpus(data).utterances if "babble" in sweep["noises"] else []
     runs = [find_run(protocol, m, i) for i in sweep["inference"] for m in sweep["models"]]
     grid = [(n, s, v) for n in sweep["noises"] for s in sweep["snrs"] for v in sweep["lips"]]
     for clip in protocol["clips"]:
@@ -179,7 +200,7 @@ def units(protocol: JSON, done: frozenset[str] | set[str] = frozenset()) -> Iter
             )
             if to_do:
                 seed = mixture_seed(protocol["seed"], clip, noise, snr)
-                files = tuple(_voices(protocol, pool, clip, noise, seed))
+                files = tuple(_recordings(protocol, pool, clip, noise, snr, seed))
                 yield place_mixture(protocol, **place, seed=seed, files=files), to_do
 
 
@@ -196,18 +217,31 @@ def mixture_seed(seed: int, clip: str, noise: str, snr: float) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
-def build_scheme(name: str, settings: JSON) -> Scheme:
-    """A scheme from JSON; `kernel` is a name of KERNELS, or {"name": ..., and its tuning constants}.
+def build_scheme(name: str, settings: JSON, iterations: int | None = None) -> Scheme:
+    """A scheme from JSON.
+
+    Args:
+        settings: `kernel` and `adapt` are names ("gibbs:pcn", "robbins_monro"), or {"name": ..., and constants}; a
+            kernel's `inner` is again either; `mcem` holds settings of `mcem`.
+        iterations: of EM, where the settings do not say: the scheme's own, or those of the `mcem` inside it.
 
     Raises InputError for unknown names and settings, and for values they cannot have.
     """
-    built = dict(settings)
     try:
-        if "kernel" in settings:
-            kernel = settings["kernel"]
-            built["kernel"] = find_kernel(
-                **({"name": kernel} if isinstance(kernel, str) else kernel)
-            )
+        built = dict(settings)
+        if iterations is not None:
+            if name in SCHEMES and "mcem" in inspect.signature(SCHEMES[name]).parameters:
+                built["mcem"] = {"iterations": iterations} | built.get("mcem", {})
+            else:
+                built = {"iterations": iterations} | built
+        if "kernel" in built:
+            built["kernel"] = _named(find_kernel, built["kernel"])
+        if built.get("adapt") is not None:
+            built["adapt"] = _named(find_adaptation, built["adapt"])
+        if "mcem" in built:
+            built["mcem"] = build_scheme("mcem", built["mcem"])
+        if isinstance(built.get("mixing_weight"), list):
+            built["mixing_weight"] = tuple(built["mixing_weight"])
         return find_scheme(name, **built)
     except InputError:
         raise
@@ -215,14 +249,30 @@ def build_scheme(name: str, settings: JSON) -> Scheme:
         raise InputError(f"{name} cannot have settings {json.dumps(settings)}: {error}") from None
 
 
+def _named(find: Callable[..., Any], entry: Any) -> Any:
+    """What `find` has under a name, or under {"name": ..., and its settings}."""
+    if isinstance(entry, str):
+        return find(entry)
+    inner = {"inner": _named(find, entry["inner"])} if "inner" in entry else {}
+    return find(**(entry | inner))
+
+
 def clip_name(utterance: Utterance) -> str:
     """SPEAKER/NAME, or NAME."""
     return "/".join(filter(None, (utterance.speaker, utterance.name)))
 
 
-def _voices(protocol: JSON, pool: list[Utterance], clip: str, noise: str, seed: int) -> list[str]:
-    """The recordings of a mixture's noise: none for a drawn one, babble's for this clip's speaker."""
+def _recordings(
+    protocol: JSON, pool: list[Utterance], clip: str, noise: str, snr: float, seed: int
+) -> list[str]:
+    """The files of a mixture's noise: none for a drawn one, babble's for this clip's speaker.
+
+    Of the corpus's own it is the mixture itself; none where the clip does not come with it.
+    """
     source = protocol["noises"][noise]
+    if source["kind"] == "corpus":
+        own = protocol["clips"][clip]["noisy"]
+        return [file for name, at, file in own if (name, at) == (noise, snr)]
     if source["kind"] == "babble":
         speaker = protocol["clips"][clip]["speaker"]
         chosen = choose_voices(pool, speaker, source["voices"], seed)
@@ -248,13 +298,21 @@ def _shuffled(
             yield speaker, rank, clips[index]
 
 
-def _find_noises(names: Sequence[str], data: Path) -> JSON:
-    """Label -> what the noise is; a folder stands for all recordings in it, each labelled by its name."""
+def _find_noises(
+    names: Sequence[str], pool: list[Utterance], chosen: list[Utterance], data: Path
+) -> JSON:
+    """Label -> what the noise is; a folder stands for all recordings in it, each labelled by its name.
+
+    `pool` is the whole corpus, `chosen` what is swept.
+    """
     found: JSON = {}
     for name in names:
         path = Path(name)
         if name in DRAWN:
-            entries = {name: _drawn(name, data)}
+            entries = {name: _drawn(name, pool)}
+        elif name == OWN:
+            own = sorted({mixture.noise for u in chosen for mixture in u.noisy})
+            entries = {kind: {"kind": OWN} for kind in own}
         elif path.is_dir():
             files = [p for p in sorted(path.iterdir()) if p.suffix.lower() in SOUNDS]
             entries = {p.stem: _recording(p) for p in files if not p.name.startswith(".")}
@@ -262,10 +320,13 @@ def _find_noises(names: Sequence[str], data: Path) -> JSON:
             entries = {path.stem: _recording(path)}
         else:
             raise InputError(
-                f"unknown noise {name!r}: give {', '.join(DRAWN)}, a recording or a folder of recordings"
+                f"unknown noise {name!r}: give {', '.join((*DRAWN, OWN))}, a recording or a folder of recordings"
             )
         if not entries:
-            raise InputError(f"{name} holds no recordings: give a folder of .wav or .flac")
+            holds = (
+                f"{data} comes with no mixtures" if name == OWN else f"{name} holds no recordings"
+            )
+            raise InputError(f"{holds}: give a folder of .wav or .flac")
         if twice := found.keys() & entries.keys():
             raise InputError(f"two noises are called {sorted(twice)[0]!r}: rename one of the files")
         found |= entries
@@ -276,29 +337,29 @@ def _find_noises(names: Sequence[str], data: Path) -> JSON:
     return found
 
 
-def _drawn(name: str, data: Path) -> JSON:
+def _drawn(name: str, pool: list[Utterance]) -> JSON:
     if name != "babble":
         return {"kind": name}
-    names = [f"{u.split}/{clip_name(u)}" for u in _pool(data)]
+    names = [f"{u.split}/{clip_name(u)}" for u in pool]
     return {"kind": name, "voices": VOICES, "digest": _digest("\n".join(names).encode())}
 
 
-def _pool(data: Path) -> list[Utterance]:
-    """Every utterance of the corpus, of all splits: where babble's voices come from."""
-    return find_corpus(data).utterances
-
-
 def _recording(path: Path) -> JSON:
+    load_audio(path)  # refuses what is no sound
     return {"kind": "recording", "file": str(path.resolve()), "digest": _digest(path.read_bytes())}
 
 
-def _clip(utterance: Utterance, data: Path) -> JSON:
+def _clip(utterance: Utterance, data: Path, with_noisy: bool) -> JSON:
+    lips = utterance.lips
+    own = [[m.noise, m.snr, _relative(m.audio, data)] for m in utterance.noisy]
     return {
         "speaker": utterance.speaker,
         "audio": _relative(utterance.audio, data),
-        "lips": None if utterance.lips is None else _relative(utterance.lips, data),
+        "lips": None if lips is None else _relative(lips, data),
         "fps": utterance.fps,
         "digest": _digest(utterance.audio.read_bytes()),
+        "lips_digest": None if lips is None else _digest(lips.read_bytes()),
+        **({"noisy": own} if with_noisy else {}),
     }
 
 
@@ -321,8 +382,9 @@ def _labelled(names: Sequence[str], option: str) -> dict[str, str]:
     return dict(pairs)
 
 
-def _content(entry: JSON) -> JSON:
-    return {key: value for key, value in entry.items() if key not in PLACES}
+def _differ(old: JSON, new: JSON) -> bool:
+    """Whether two entries disagree in what both of them say, places aside."""
+    return any(old[key] != new[key] for key in (old.keys() & new.keys()) - set(PLACES))
 
 
 def _relative(path: Path, data: Path) -> str:

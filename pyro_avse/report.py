@@ -190,6 +190,10 @@ def _about(frame: "pd.DataFrame", protocol: JSON) -> list[str]:
         f"{frame['clip'].nunique()} clips of {Path(protocol['data']).name}/{protocol['split']}, {len(frame)} rows,"
         f" {frame['seconds'].sum():.0f} s of enhancement. SNRs over {over}; seed {protocol['seed']}."
     ]
+    if own := [name for name, noise in protocol["noises"].items() if noise["kind"] == "corpus"]:
+        lines.append(
+            f"Of {', '.join(own)}, the corpus's own mixtures, SNRs are nominal, as it says."
+        )
     if len(frame) < total:
         lines.append(f"Not finished: {len(frame)} of {total} rows.")
     looped = frame.loc[frame["noise_looped"].fillna(False).astype(bool), "noise"].unique()

@@ -14,7 +14,7 @@ from pyro.distributions import Independent, Normal
 from torch import Tensor
 
 from pyro_avse.errors import Divergence
-from pyro_avse.inference import KERNELS, MCEM, VEM, CollapsedVEM, RandomWalk, run_chains
+from pyro_avse.inference import KERNELS, MCEM, SCHEMES, VEM, CollapsedVEM, RandomWalk, run_chains
 from pyro_avse.inference.adaptation import (
     Adaptation,
     DualAveraging,
@@ -265,8 +265,9 @@ def test_a_start_outside_the_region_is_a_divergence() -> None:
     truth = Fenced()
     z0 = torch.zeros(2, 3, 2)
     z0[1, 2] = 1
-    with pytest.raises(Divergence, match=r"RandomWalk: .* 1 of 6 frames is not finite") as stop:
-        run_chains(RandomWalk(), truth, z0, draws=5)
+    found = r"^here: RandomWalk: .* 1 of 6 frames is not finite, first in draw 1 of 5: start"
+    with pytest.raises(Divergence, match=found) as stop:
+        run_chains(RandomWalk(), truth, z0, draws=5, where="here")
     assert "\n" not in str(stop.value)
     assert stop.value.partial.draws.shape == (2, 5, 3, 2)
     assert stop.value.partial.log_density.isnan().sum() == 5
@@ -301,3 +302,35 @@ def test_a_scheme_stops_where_its_objective_is_not_finite(
     assert stop.value.partial.draws.shape == (1, 2, 6, 2)
     ended = scheme(kernel=RandomWalk(), **settings)(small_prior("a_vae"), x)
     assert len(ended.objective) == 5
+
+
+@dataclass(frozen=True)
+class Lost(RandomWalk):
+    """In its third E-step the density is NaN from the third step on: the second draw after one step of warm-up."""
+
+    runs: list[int] = field(default_factory=list)
+    moves: list[int] = field(default_factory=list)
+
+    def init(self, target: Target, z: Tensor) -> State:
+        self.runs.append(1)
+        self.moves.clear()
+        return super().init(target, z)
+
+    def step(self, target: Target, state: State, *, rng: torch.Generator) -> tuple[State, Info]:
+        state, info = super().step(target, state, rng=rng)
+        self.moves.append(1)
+        lost = len(self.runs) == 3 and len(self.moves) == 3
+        return (
+            (replace(state, log_density=state.log_density / 0 * 0), info) if lost else (state, info)
+        )
+
+
+@pytest.mark.parametrize("name", ["vem", "collapsed_vem", "mcem", "ldem"])
+def test_a_divergence_inside_an_e_step_names_the_iteration(
+    name: str, small_prior: Callable[..., Any]
+) -> None:
+    """Scheme, iteration, kernel, and the first draw that is lost."""
+    scheme = SCHEMES[name](kernel=Lost(), iterations=5, chains=1, warmup=1, draws=4, rank=2)
+    found = rf"^{name}, iteration 3: Lost: .* 6 of 6 frames is not finite, first in draw 2 of 4: "
+    with pytest.raises(Divergence, match=found):
+        scheme(small_prior("a_vae"), torch.randn(6, 7, dtype=torch.complex128))

@@ -124,6 +124,8 @@ REFUSED = {
     "enhance IN/noisy.wav --model IN/cut.safetensors": "not a whole safetensors file",
     "enhance IN/noisy.wav --model IN/text.safetensors": "not a whole safetensors file",
     f"{ENHANCE} --inference vme": "unknown inference scheme 'vme': known are vem",
+    f"{ENHANCE} --kernel gibbs:hcm": "unknown kernel 'hcm': known are random_walk",
+    f"{ENHANCE} --inference nuts --kernel hmc": "nuts has no setting 'kernel': known are mcem",
     f"{ENHANCE} --iterations 0": "'--iterations'",
     f"{ENHANCE} --device abacus": "device 'abacus' cannot be used",
     f"{ENHANCE} --seed -1": "'--seed'",

@@ -163,6 +163,40 @@ def test_videos_that_cannot_be_enhanced(
     by_sound = run("enhance", "faceless.mkv", "--model", hears, "-o", "o.mp4", "--iterations", 2)
     assert by_sound[0] == 0  # a model that does not look needs no face
     assert (tmp_path / "o.mp4").is_file()
+    refused(run("enhance", "a.wav", "--fps", 25, "--model", hears), "--fps is of --lips")
+
+
+def test_gaps_of_a_video_given_as_lips_are_said(
+    run: Run, weights: Path, tmp_path: Path, make_video: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where its lips are in the cache."""
+    monkeypatch.setattr("pyro_avse.data.watch.FaceFinder", HalfSeen)
+    make_video(tmp_path / "talk.mkv", noise(), sound=voice())
+    soundfile.write(tmp_path / "a.wav", voice(), 16000)
+    model = weights / "min_vae_v2.safetensors"
+    load_lips(tmp_path / "talk.mkv")
+    code, _, err = run(
+        "enhance", "a.wav", "--lips", "talk.mkv", "--model", model, "--iterations", 1
+    )
+    assert code == 0
+    assert "talk.mkv: no face at 0.8-1.2 s: its place was interpolated" in err
+
+
+class HalfSeen:
+    """A face in each of the first four pictures that are looked at."""
+
+    def __init__(self) -> None:
+        self.looks = 0
+
+    def __call__(self, picture: np.ndarray) -> np.ndarray:
+        self.looks += 1
+        return np.array([[30.0, 20, 60, 60]] if self.looks <= 4 else []).reshape(-1, 4)
+
+
+def test_a_sweep_has_one_scheduler(run: Run, tmp_path: Path) -> None:
+    sweep = "evaluate --data x --noise white --snr 0 --models a_vae --out o --cluster --scheduler y"
+    refused(run(*sweep.split()), "--cluster starts dask, --scheduler names one that runs: give one")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_corpus_is_described(run: Run, tmp_path: Path, tiny_corpus: Path) -> None:
@@ -217,6 +251,7 @@ def test_what_is_broken_is_named(run: Run, tmp_path: Path, make_video: Make) -> 
         "short.npz": "the sound lasts 1.20 s",
         "silent.mkv": "has no sound",
         "cut.mkv": "damaged at",
+        "whole.mkv": "no face at 0.0-1.2 s",
     }
     assert reasons.keys() == expected.keys()
     for name, reason in expected.items():
@@ -224,6 +259,11 @@ def test_what_is_broken_is_named(run: Run, tmp_path: Path, make_video: Make) -> 
         assert f"{name}: " in err
     assert (found["speakers"], found["utterances"], found["with_lips"]) == (1, 9, 5)
     assert "alone.npz has no sound beside it" in err
+    for k in range(25):
+        (root / f"s1/{k}.wav").write_text("no sound")
+    assert "more" in run("data", "info", root)[2]
+    code, _, err = run("data", "info", root, "--json")
+    assert (code, err.count("cannot be read as sound")) == (0, 26)
     assert "bare.wav has no lips" in err
     refused(run("data", "info", tmp_path / "none"), "none is no folder: a corpus is")
     (tmp_path / "empty").mkdir()

@@ -157,6 +157,24 @@ def test_dask_loses_and_doubles_no_row_when_a_worker_is_killed(
     same_rows(frame, load_results(finished_sweep))
 
 
+def test_a_lost_scheduler_is_one_line(
+    small_sweep: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped while mixtures are to do: what to look at; the rows that are there stay."""
+    distributed = pytest.importorskip("distributed")
+    monkeypatch.setattr(evaluation, "SECONDS_TO_CONNECT", 3)  # and, once lost, to connect again
+    options = {"n_workers": 1, "threads_per_worker": 1, "dashboard_address": ":0"}
+    with distributed.LocalCluster(**options, silence_logs=logging.CRITICAL) as cluster:
+
+        def stop(done: int, total: int) -> None:
+            cluster.close()
+
+        with pytest.raises(InputError, match=r"dask failed .*run the same again") as refusal:
+            evaluate(**small_sweep, out=tmp_path, cluster=cluster.scheduler_address, progress=stop)
+    assert "\n" not in str(refusal.value)
+    assert 0 < len(load_results(tmp_path)) < 24
+
+
 @pytest.mark.slow
 def test_dask_is_started_here_when_asked(
     finished_sweep: Path, small_sweep: dict[str, Any], same_rows: Same, tmp_path: Path

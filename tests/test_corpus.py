@@ -52,7 +52,7 @@ def test_folders_that_are_no_corpus_are_refused(tmp_path: Path) -> None:
         (
             "one",
             "test",
-            r"one \(a folder of clips\) holds no test utterances: see pyro-avse data info",
+            r"one \(a folder of clips\) holds no test utterances: it has train \(1\); name such a split, or see",
         ),
         ("two", "train", "two holds no utterances"),
         ("three", "train", "three holds no utterances"),
@@ -191,6 +191,27 @@ def test_a_wrong_listing_is_refused_with_its_line(tmp_path: Path) -> None:
         (tmp_path / "list.csv").write_text(f"file,speaker,split,lips,fps\na.wav,,train,,\n{line}\n")
         with pytest.raises(InputError, match=message):
             find_utterances(tmp_path, "train")
+
+
+def test_listings_that_cannot_be_read_or_name_clips_twice(tmp_path: Path) -> None:
+    """A damaged CSV; a sound and a video of one name: one line."""
+    touch(tmp_path, "a.wav", "a.mp4")
+    (tmp_path / "list.csv").write_text("file\n" + 'a.wav,"' + 140000 * "x")
+    with pytest.raises(InputError, match=r"list.csv cannot be read as a listing \(field larger"):
+        find_corpus(tmp_path)
+    (tmp_path / "list.csv").write_text("file,speaker,split\na.wav,s1,train\na.mp4,s1,train\n")
+    with pytest.raises(InputError, match=r"list.csv two clips are called s1/a: rename one"):
+        find_utterances(tmp_path, "train")
+    (tmp_path / "list.csv").write_text("file,speaker,split\na.wav,s1,train\na.mp4,s1,test\n")
+    assert len(find_utterances(tmp_path, "train")) == 1
+
+
+def test_clips_beside_the_splits_are_named(tmp_path: Path) -> None:
+    touch(tmp_path, "train/s1/a.wav", "s2/b.wav", "c.mp4", "notes.txt")
+    assert find_corpus(tmp_path).missing == [
+        f"{tmp_path / name} is in none of the folders of splits, and is left out"
+        for name in ("c.mp4", "s2/b.wav")
+    ]
 
 
 def test_real_corpora(shared_data: Callable[[str], Path]) -> None:

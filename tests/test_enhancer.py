@@ -11,7 +11,14 @@ import pyro_avse
 from pyro_avse.checkpoint import save_prior
 from pyro_avse.data.audio import audio_from_array
 from pyro_avse.data.lips import Lips, lips_from_array
-from pyro_avse.enhancer import Enhanced, Enhancer, enhance, find_device, find_scheme
+from pyro_avse.enhancer import (
+    Enhanced,
+    Enhancer,
+    enhance,
+    find_device,
+    find_kernel,
+    find_scheme,
+)
 from pyro_avse.inference import VEM
 from pyro_avse.models import MODELS
 from pyro_avse.stft import STFT
@@ -196,11 +203,19 @@ def test_enhance_loads_a_weight_file(tmp_path: Path, enhancer: Enhancer, tiny: A
 
 
 def test_unknown_names_are_refused() -> None:
-    """A model, scheme or device that there is not is refused with what there is."""
+    """A model, scheme, kernel, setting or device that there is not is refused with what there is."""
     with pytest.raises(InputError, match="unknown model 'nothing'"):
         enhance(noisy(), model="nothing")
     with pytest.raises(InputError, match="unknown inference scheme 'vme': known are vem"):
         find_scheme("vme")
+    with pytest.raises(InputError, match="vem has no setting 'foo': known are kernel"):
+        find_scheme("vem", foo=1)
+    for name in ("hcm", "gibbs:hcm"):
+        with pytest.raises(InputError, match="unknown kernel 'hcm': known are random_walk"):
+            find_kernel(name)
+    with pytest.raises(InputError, match="hmc has no setting 'foo': known are step_size"):
+        find_kernel("hmc", foo=1)
+    assert find_kernel("gibbs:pcn") == find_kernel("gibbs", inner=find_kernel("pcn"))
     for device in ("abacus", "cuda:99", "mps:7"):
         with pytest.raises(InputError, match=f"device '{device}' cannot be used"):
             find_device(device)

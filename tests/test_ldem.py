@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pyro_avse.inference.adaptation import RobbinsMonro
 from pyro_avse.inference.gradient import GradientState, gradient_state, value_and_grad
 from pyro_avse.inference.independence import Independence
 from pyro_avse.inference.ldem import LDEM, SmoothTarget
@@ -38,6 +39,19 @@ def test_without_a_penalty_it_is_monte_carlo_em_by_langevin_moves(
     other = MCEM(kernel=ULA(), chains=3, **SHORT)(prior, x, lips, seed=2)
     assert torch.equal(one.speech, other.speech)
     assert torch.equal(one.objective, other.objective)
+
+
+def test_step_sizes_adapt_from_one_e_step_to_the_next(small_prior: SmallPrior) -> None:
+    """As in `mcem`, bit for bit; under a penalty an utterance has one; ULA, which rejects nothing, has none."""
+    prior, x, adapt = small_prior("a_vae"), complex_normal(6, 7), RobbinsMonro()
+    settings = {**SHORT, "kernel": MALA(), "adapt": adapt, "chains": 3}
+    one, other = LDEM(**settings)(prior, x), MCEM(**settings)(prior, x)
+    assert torch.equal(one.chains.kernel.step_size, other.chains.kernel.step_size)
+    assert torch.equal(one.speech, other.speech)
+    smooth = LDEM(total_variation=1.0, **settings)(prior, x)
+    assert smooth.chains.kernel.step_size.shape == (3,)
+    with pytest.raises(InputError, match="ULA has no step size to adapt"):
+        LDEM(adapt=adapt)(prior, x)
 
 
 def exact_filter(target: CollapsedTarget) -> tuple[Tensor, Tensor]:

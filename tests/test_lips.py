@@ -57,6 +57,7 @@ def test_other_integers_become_uint8(tmp_path: Path) -> None:
         (np.zeros((3, 66, 67)), r"shape \(3, 66, 67\)"),
         (np.zeros((67, 67)), r"shape \(67, 67\)"),
         (np.zeros((5, 4489)), r"shape \(5, 4489\)"),
+        (np.zeros((4488, 5)), r"shape \(4488, 5\)"),
         (np.zeros((0, 67, 67)), "no frames"),
         (np.zeros((4489, 0)), "no frames"),
         (np.full((1, 67, 67), 1.5), "from 1.5 to 1.5"),
@@ -73,7 +74,7 @@ def test_frames_that_are_not_lips_are_refused(
 ) -> None:
     np.save(tmp_path / "a.npy", frames)
     with pytest.raises(InputError, match=message) as refusal:
-        load_lips(tmp_path / "a.npy", fps=25)
+        load_lips(tmp_path / "a.npy")  # says so before it asks for the rate
     assert "\n" not in str(refusal.value)
     assert "a.npy" in str(refusal.value)
 

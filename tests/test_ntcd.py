@@ -7,10 +7,16 @@ import numpy as np
 import pytest
 import soundfile
 
+from pyro_avse.data.audio import load_audio
 from pyro_avse.data.corpus import Mixture, find_corpus, find_utterances
 from pyro_avse.data.frames import load_frames
 from pyro_avse.data.info import describe
 from pyro_avse.data.lips import load_lips
+from pyro_avse.evaluation import evaluate
+from pyro_avse.metrics import score
+from pyro_avse.mixtures import rebuild
+from pyro_avse.protocol import read_protocol
+from pyro_avse.report import make_report
 from pyro_avse.stft import STFT
 from pyro_avse.training import train
 from pyro_avse.typing import InputError
@@ -105,7 +111,30 @@ def test_the_distributed_layout(tmp_path: Path, nest: str, above: bool) -> None:
             for m in u.noisy
         )
     assert len(corpus.missing) == 1
-    assert "Lipspkr1 is in no split" in corpus.missing[0]
+    assert corpus.missing == ["speaker Lipspkr1 is in no split: lipspeakers have none"]
+
+
+def test_as_many_speakers_as_the_distribution_has(tmp_path: Path) -> None:
+    """39 / 8 / 9 by folder, one clip each; a folder "test" above them all is no split."""
+    root = tmp_path / "test"
+    counts = {"train": 39, "dev": 8, "test": 9}
+    splits = [split for split, count in counts.items() for _ in range(count)]
+    for k, split in enumerate(splits):
+        for file in (
+            f"Clean/volunteers/{k:02}M/straightcam/sa1.wav",
+            f"Noisy_TCDTIMIT/Car/0/volunteers/{k:02}M/straightcam/sa1.wav",
+            f"matlab_raw/{split}/{k:02}M/sa1.mat",
+        ):
+            (root / file).parent.mkdir(parents=True)
+            (root / file).touch()
+    corpus = find_corpus(tmp_path)
+    assert (corpus.problems, corpus.missing) == ([], [])
+    assert all(u.lips and len(u.noisy) == 1 for u in corpus.utterances)
+    found = [{u.speaker for u in find_utterances(tmp_path, s)} for s in ("train", "valid", "test")]
+    assert [len(speakers) for speakers in found] == [39, 8, 9]
+    for folder in ("Noisy_TCDTIMIT", "Noisy_TCDTIMIT/Car", "Noisy_TCDTIMIT/Car/0"):
+        with pytest.raises(InputError, match=f"{folder} holds .* without their Clean/: name the"):
+            find_corpus(root / folder)
 
 
 def test_the_lips_are_the_pictures(tmp_path: Path) -> None:
@@ -243,3 +272,42 @@ def test_from_the_corpus_to_weights(tmp_path: Path) -> None:
     assert Path(str(weights)).is_file()
     assert len(rows) == 2
     assert rows[1]["train_elbo"] > rows[0]["train_elbo"]
+    check_evaluation(tmp_path, str(weights))
+
+
+def check_evaluation(folder: Path, weights: str) -> None:
+    """Rows in white noise and in the corpus's own mixtures; what an SNR has no file for is a failed row."""
+    frame = evaluate(
+        folder / "data",
+        ["white", "corpus"],
+        [-5, 0],
+        [f"tiny={weights}"],
+        clips=1,
+        settings={"vem": {"iterations": 1, "warmup": 1, "draws": 1}},
+        out=folder / "results",
+    )
+    assert sorted(zip(frame.noise, frame.snr, frame.failure.isna(), strict=True)) == [
+        ("Babble", -5.0, True),
+        ("Babble", 0.0, False),
+        ("LR", -5.0, True),
+        ("LR", 0.0, False),
+        ("white", -5.0, True),
+        ("white", 0.0, True),
+    ]
+    failed = frame[frame.failure.notna()]
+    assert failed.failure.str.contains("mixture of nominally 0 dB: leave it out").all()
+    row = frame[(frame.noise == "LR") & (frame.snr == -5)].iloc[0]
+    assert np.isnan(row.noise_gain)
+    noisy = folder / "data" / row.noise_files[0]
+    name = row["clip"].removeprefix("04F/")
+    assert noisy.match(f"LR/-5/volunteers/04F/straightcam/{name}.wav")
+    made = rebuild(read_protocol(folder / "results"), row)
+    clean = load_audio(
+        folder / "data" / NEST / "Clean" / Path(*noisy.parts[noisy.parts.index("volunteers") :])
+    )
+    assert np.array_equal(made.clean.waveform, clean.waveform)
+    by_hand = score(load_audio(noisy).waveform, clean.waveform)
+    assert row.si_sdr_in == pytest.approx(by_hand.si_sdr, abs=1e-3)
+    assert "Of Babble, LR, the corpus's own mixtures, SNRs are nominal" in make_report(
+        folder / "results"
+    )

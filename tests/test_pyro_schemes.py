@@ -44,63 +44,24 @@ def complex_normal(*shape: int) -> Tensor:
 
 
 @every_scheme
-@pytest.mark.parametrize("name", sorted(MODELS))
-def test_every_model(name: str, scheme: str, small_prior: SmallPrior) -> None:
-    """A batch of two utterances, one of them padded, under any prior; nothing that is Pyro's or the prior's changes."""
+@pytest.mark.parametrize("name", ["a_vae", "vae_mm"])
+def test_nothing_that_is_global_changes(
+    name: str, scheme: str, small_prior: SmallPrior, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither Pyro's store and settings nor the prior; a run on the CPU seeds no GPU's generator."""
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("GPUs are seeded"))
+    monkeypatch.setattr(torch.cuda, "manual_seed", lambda seed: pytest.fail("a GPU is seeded"))
     x, lips, prior = complex_normal(2, 5, 7), torch.rand(2, 5, 67, 67), small_prior(name)
     given = copy.deepcopy(prior.state_dict())
     mine = pyro.param("AutoNormal.locs.z", torch.ones(3)).clone()
     before = torch.get_rng_state()
-    out = SHORT[scheme](prior, x, lips, mask=MASK, seed=1)
+    SHORT[scheme](prior, x, lips, mask=MASK, seed=1)
     assert torch.equal(torch.get_rng_state(), before)
     assert list(pyro.get_param_store()) == ["AutoNormal.locs.z"]
     assert torch.equal(pyro.param("AutoNormal.locs.z"), mine)
     assert not pyro.settings.get("module_local_params")
     assert all(torch.equal(given[key], value) for key, value in prior.state_dict().items())
     assert all(p.grad is None and p.requires_grad for p in prior.parameters())
-
-    K = prior.num_components
-    assert out.responsibilities.shape == (K, 2, 5)
-    assert out.mixing_weight.shape == (K, 2)
-    assert out.objective.shape == (3, 2)
-    assert out.objective.isfinite().all()
-    assert out.z.shape == ((2 if scheme == "nuts" else 1), 2, 5, 2)
-    assert (out.speech.abs() <= x.abs()).all()  # a Wiener filter only attenuates
-    assert not out.speech.requires_grad
-    torch.testing.assert_close(out.responsibilities.sum(0), torch.ones(2, 5))
-    assert out.target.log_density(out.z).shape == out.z.shape[:-1]
-
-
-@every_scheme
-def test_the_seed_decides(scheme: str, small_prior: SmallPrior) -> None:
-    """The same seed gives the same speech, whatever the global state; another seed another. Frozen weights are fine."""
-    x, lips, prior = complex_normal(5, 7), torch.rand(5, 67, 67), small_prior("min_vae_v2")
-    first = SHORT[scheme](prior, x, lips, seed=1)
-    torch.manual_seed(77)
-    with torch.no_grad():
-        again = SHORT[scheme](prior.requires_grad_(False), x, lips, seed=1)
-    assert torch.equal(first.speech, again.speech)
-    assert torch.equal(first.objective, again.objective)
-    assert not torch.equal(first.speech, SHORT[scheme](prior, x, lips, seed=2).speech)
-    assert all(not p.requires_grad for p in prior.parameters())
-
-
-@every_scheme
-def test_padding_and_other_utterances_cannot_matter(scheme: str, small_prior: SmallPrior) -> None:
-    """What stands in padded frames changes no bit of the sound ones; nor does one utterance the other."""
-    x, lips = complex_normal(2, 5, 7), torch.rand(2, 5, 67, 67)
-    padded, louder = x.clone(), x.clone()
-    padded[1, 3:] *= 30
-    louder[0] *= 3
-    for name in ("a_vae", "two_decoders"):
-        prior = small_prior(name)
-        one = SHORT[scheme](prior, x, lips, mask=MASK)
-        other = SHORT[scheme](prior, padded, lips, mask=MASK)
-        assert torch.equal(one.speech[MASK], other.speech[MASK])
-        assert torch.equal(one.objective, other.objective)
-        other = SHORT[scheme](prior, louder, lips, mask=MASK)
-        assert torch.equal(one.speech[1], other.speech[1])
-        assert not torch.equal(one.speech[0], other.speech[0])
 
 
 @pytest.mark.parametrize("name", PRIORS)

@@ -1,7 +1,8 @@
-"""What every scheme on the collapsed posterior must do: shapes, padding, seeds, and that it works. S17-S20"""
+"""What every scheme must do: shapes, seeds, padding, settings held and refused; and that the newer ones work."""
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pyro
@@ -10,25 +11,40 @@ import torch
 from torch import Tensor
 
 from pyro_avse.distributions import ComplexNormal
-from pyro_avse.inference import SCHEMES
+from pyro_avse.inference import MCEM, SCHEMES
 from pyro_avse.models import AVAE, MODELS
 from pyro_avse.models.nmf_noise import nmf_noise_variance
+from pyro_avse.typing import InputError
 
 pytestmark = pytest.mark.usefixtures("float64")
 SmallPrior = Callable[..., Any]
-CHAINS: dict[str, Any] = {"warmup": 2, "draws": 3, "final_warmup": 2, "final_draws": 3}
+TINY = MCEM(iterations=2, warmup=2, draws=2, final_warmup=2, final_draws=2, chains=2, rank=2)
+FEW: dict[str, Any] = {"iterations": 4, "rank": 2}
+CHAINS: dict[str, Any] = {**FEW, "chains": 2, "warmup": 2, "draws": 3}
+LAST: dict[str, Any] = {"final_warmup": 2, "final_draws": 3}
 SHORT: dict[str, dict[str, Any]] = {
-    "peem": {"steps": 3},
-    "gpeem": {"steps": 3},
-    "ldem": {"chains": 2, **CHAINS},
-    "ldem, smooth": {"chains": 2, "total_variation": 1.0, **CHAINS},
-    "importance": {"draws": 5, "final_draws": 8},
+    "vem": CHAINS,
+    "collapsed_vem": CHAINS,
+    "mcem": {**CHAINS, **LAST},
+    "peem": {**FEW, "steps": 3},
+    "gpeem": {**FEW, "steps": 3},
+    "ldem": {**CHAINS, **LAST},
+    "ldem, smooth": {**CHAINS, **LAST, "total_variation": 1.0},
+    "amortised_vem": {**FEW, "steps": 2, "draws": 3, "final_draws": 3},
+    "importance": {**FEW, "draws": 5, "final_draws": 8},
+    "nuts": {"mcem": TINY, "warmup": 1, "draws": 4, "max_tree_depth": 1},
+    "auto_normal": {"mcem": TINY, "steps": 4, "draws": 3},
 }
+"""Every scheme at its shortest, with four numbers in `objective`; a comma tells two settings of a scheme apart."""
+assert SHORT.keys() >= SCHEMES.keys()
 every_scheme = pytest.mark.parametrize("scheme", SHORT)
 
 
-def short(scheme: str) -> Any:
-    return SCHEMES[scheme.split(",")[0]](iterations=4, rank=2, **SHORT[scheme])
+def short(scheme: str, **more: Any) -> Any:
+    """The scheme, with `more` settings of its EM."""
+    settings = SHORT[scheme]
+    changed = {"mcem": replace(settings["mcem"], **more)} if "mcem" in settings else more
+    return SCHEMES[scheme.split(",")[0]](**settings | changed)
 
 
 def complex_normal(*shape: int) -> Tensor:
@@ -41,29 +57,43 @@ def complex_normal(*shape: int) -> Tensor:
 def test_every_model_and_any_utterance_axes(
     name: str, scheme: str, utterances: tuple[int, ...], small_prior: SmallPrior
 ) -> None:
-    """The same lines serve all models, one clip and batches; a seed decides, the global one is not used."""
-    x, lips = complex_normal(*utterances, 6, 7), torch.rand(*utterances, 6, 67, 67)
-    prior, before = small_prior(name), torch.get_rng_state()
-    out, again = (short(scheme)(prior, x, lips, seed=3) for _ in range(2))
-    assert torch.equal(torch.get_rng_state(), before)
-    assert torch.equal(out.speech, again.speech)
+    """The same lines serve all models, one clip and batches, and what comes out is finite."""
+    x, lips = complex_normal(*utterances, 4, 7), torch.rand(*utterances, 4, 67, 67)
+    prior = small_prior(name)
+    out, K = short(scheme)(prior, x, lips, seed=3), prior.num_components
     assert out.objective.shape == (4, *utterances)
-    assert out.z.shape == (out.z.shape[0], *utterances, 6, 2)
-    assert out.gain.shape == (*utterances, 6)
+    assert out.z.shape == (len(out.z), *utterances, 4, 2)
+    assert out.responsibilities.shape == (K, *utterances, 4)
+    assert out.mixing_weight.shape == (K, *utterances)
+    assert (out.gain is None) == ("vem" in scheme and scheme != "amortised_vem")
+    if out.chains is not None:
+        assert out.chains.draws.shape == (2, out.chains.draws.shape[1], *utterances, 4, 2)
     assert (out.speech.abs() <= x.abs()).all()  # a Wiener filter only attenuates
-    for value in (
-        out.speech.abs(),
-        out.objective,
-        out.dictionary,
-        out.activations,
-        out.z,
-        out.gain,
-    ):
+    gain = torch.ones(*utterances, 4) if out.gain is None else out.gain
+    assert gain.shape == (*utterances, 4)
+    speech = out.speech.abs()
+    for value in (speech, out.objective, out.dictionary, out.activations, out.z, gain):
         assert value.isfinite().all()
         assert not value.requires_grad
-    torch.testing.assert_close(out.responsibilities.sum(0), torch.ones(*utterances, 6))
+    torch.testing.assert_close(out.responsibilities.sum(0), torch.ones(*utterances, 4))
     torch.testing.assert_close(out.mixing_weight.sum(0), torch.ones(utterances))
     assert out.target.log_density(out.z).isfinite().all()
+
+
+@every_scheme
+def test_the_seed_decides(scheme: str, small_prior: SmallPrior) -> None:
+    """The same seed gives the same separation, whatever the global state, which stays; another seed another."""
+    x, lips, prior = complex_normal(6, 7), torch.rand(6, 67, 67), small_prior("min_vae_v2")
+    before = torch.get_rng_state()
+    first = short(scheme)(prior, x, lips, seed=1)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(77)
+    with torch.no_grad():
+        again = short(scheme)(prior.requires_grad_(False), x, lips, seed=1)
+    assert torch.equal(first.speech, again.speech)
+    assert torch.equal(first.objective, again.objective)
+    assert not torch.equal(first.speech, short(scheme)(prior, x, lips, seed=2).speech)
+    assert not any(p.requires_grad for p in prior.parameters())
 
 
 @every_scheme
@@ -84,12 +114,13 @@ def test_padding_cannot_matter(name: str, scheme: str, small_prior: SmallPrior) 
 
 
 @every_scheme
-def test_utterances_of_a_batch_do_not_leak(scheme: str, small_prior: SmallPrior) -> None:
+@pytest.mark.parametrize("name", ["a_vae", "two_decoders"])
+def test_utterances_of_a_batch_do_not_leak(name: str, scheme: str, small_prior: SmallPrior) -> None:
     """One utterance's sound changes nothing in the others'."""
-    x, prior = complex_normal(3, 6, 7), small_prior("a_vae")
+    x, lips, prior = complex_normal(3, 6, 7), torch.rand(3, 6, 67, 67), small_prior(name)
     louder = x.clone()
     louder[1] *= 3
-    one, other = (short(scheme)(prior, mixture) for mixture in (x, louder))
+    one, other = (short(scheme)(prior, mixture, lips) for mixture in (x, louder))
     same = (one.speech == other.speech).flatten(1).all(1)
     assert same.tolist() == [True, False, True]
 
@@ -98,12 +129,55 @@ def test_utterances_of_a_batch_do_not_leak(scheme: str, small_prior: SmallPrior)
 def test_a_held_mixing_weight_is_held(scheme: str, small_prior: SmallPrior) -> None:
     """pi at (1, 0) leaves the first component alone in charge."""
     prior, x = small_prior("vae_mm"), complex_normal(6, 7)
-    kind, lips = type(short(scheme)), torch.rand(6, 67, 67)
-    options = {"iterations": 4, "rank": 2, "mixing_weight": (1.0, 0.0)}
-    out = kind(**options, **SHORT[scheme])(prior, x, lips)
+    out = short(scheme, mixing_weight=(1.0, 0.0))(prior, x, torch.rand(6, 67, 67))
     torch.testing.assert_close(out.responsibilities, torch.tensor([[1.0], [0.0]]).expand(2, 6))
     assert torch.equal(out.mixing_weight, torch.tensor([1.0, 0.0]))
     assert out.speech.abs().isfinite().all()
+
+
+@every_scheme
+@pytest.mark.parametrize("log_variance", [200.0, -200.0])
+def test_what_an_idle_decoder_says_cannot_matter(
+    log_variance: float, scheme: str, small_prior: SmallPrior
+) -> None:
+    """pi at (1, 0), and the second decoder's variance beyond what float32 holds: no bit changes, and no NaN comes."""
+    torch.set_default_dtype(torch.float32)  # the fixture puts back what was
+    prior, x = small_prior("two_decoders").float(), complex_normal(6, 7).to(torch.complex64)
+    one_decoder, lips = short(scheme, mixing_weight=(1.0, 0.0)), torch.rand(6, 67, 67)
+    x[2] = 0  # digital silence: 0 times infinity
+    plain = one_decoder(prior, x, lips)
+    with torch.no_grad():
+        prior.second.log_variance.weight.zero_()
+        prior.second.log_variance.bias.fill_(log_variance)
+    idle = one_decoder(prior, x, lips)
+    assert plain.speech.abs().isfinite().all()
+    assert torch.equal(idle.speech, plain.speech)
+    assert torch.equal(idle.objective, plain.objective)
+
+
+@every_scheme
+@pytest.mark.parametrize(
+    ("field", "value", "cure"),
+    [
+        ("iterations", 0, "1 or more"),
+        ("rank", 0, "1 or more"),
+        ("draws", 0, "1 or more"),
+        ("final_draws", 0, "1 or more"),
+        ("chains", -1, "1 or more"),
+        ("warmup", -1, "0 or more"),
+        ("final_warmup", -1, "0 or more"),
+        ("exponent", 0.0, "above 0 and up to 1"),
+        ("exponent", 1.5, "above 0 and up to 1"),
+        ("exponent", float("nan"), "above 0 and up to 1"),
+    ],
+)
+def test_counts_of_nothing_are_refused(scheme: str, field: str, value: float, cure: str) -> None:
+    """Where a scheme has the setting, one line names it, what it was and what to give."""
+    kind: Any = SCHEMES[scheme.split(",")[0]]
+    if field not in kind.__dataclass_fields__:
+        kind = MCEM
+    with pytest.raises(InputError, match=rf"{kind.__name__}: {field} is {value}: .*{cure}$"):
+        kind(**{field: value})
 
 
 def known_mixture(seed: int) -> tuple[AVAE, Tensor, Tensor]:

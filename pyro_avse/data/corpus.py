@@ -11,6 +11,7 @@ tried:
 """
 
 import os
+from collections import Counter
 from pathlib import Path
 
 from pyro_avse.data.grid import read_grid
@@ -51,13 +52,21 @@ def find_utterances(root: str | os.PathLike[str], split: Split) -> list[Utteranc
     Raises InputError as `find_corpus` does, where the split has no utterances, and where it is ambiguous, as by two
     sound files of one utterance.
     """
-    corpus = find_corpus(root)
+    return choose_split(find_corpus(root), root, split)
+
+
+def choose_split(corpus: Corpus, root: str | os.PathLike[str], split: Split) -> list[Utterance]:
+    """The same of a corpus that was found in `root`. Raises InputError as `find_utterances`, but for the folder's."""
     for problem in corpus.problems:
         if problem.split in (None, split):
             raise InputError(f"{problem.file} {problem.reason}")
     found = [u for u in corpus.utterances if u.split == split]
     if not found:
+        counts = Counter(u.split for u in corpus.utterances if u.split is not None)
+        has = ", ".join(f"{name} ({count})" for name, count in counts.items())
         raise InputError(
-            f"{root} ({corpus.kind}) holds no {split} utterances: see pyro-avse data info {root}"
+            f"{root} ({corpus.kind}) holds no {split} utterances: "
+            + (f"it has {has}; name such a split, or " if has else "")
+            + f"see pyro-avse data info {root}"
         )
     return found

@@ -1,7 +1,7 @@
 """What a corpus folder holds, and which of its files cannot be used: every clip is opened as training would open it.
 
-Sound is decoded, and lips and the pictures of videos too (faces are not looked for); of NTCD-TIMIT's .mat and of noisy
-mixtures only the header is read.
+Sound is decoded, and lips too; faces are looked for in videos, once (`watch_cached` keeps what was found). Of
+NTCD-TIMIT's .mat and of noisy mixtures only the header is read.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ import soundfile
 from pyro_avse.data.audio import SAMPLE_RATE, load_audio
 from pyro_avse.data.corpus import find_corpus
 from pyro_avse.data.lips import PAPER_FPS, TOLERANCE, check_length, count_mat_frames, load_lips
-from pyro_avse.data.utterance import Utterance, kind_of
+from pyro_avse.data.utterance import Utterance
 from pyro_avse.typing import JSON, InputError
 
 
@@ -86,18 +86,13 @@ def _check(utterance: Utterance) -> tuple[float, list[tuple[Path, str]]]:
         except InputError as error:
             problems.append((utterance.lips, _reason(error, utterance.lips)))
     problems += _check_mixtures(utterance, seconds)
-    return seconds, list(dict(problems).items())
+    return seconds, list(dict(reversed(problems)).items())  # a file's first
 
 
 def _lips_length(path: Path, fps: float | None) -> tuple[int, float]:
     """Number of frames and their rate."""
     if path.suffix.lower() == ".mat":
         return count_mat_frames(path), PAPER_FPS if fps is None else fps
-    if kind_of(path) == "video":
-        from pyro_avse.data.video import read_timing
-
-        timing = read_timing(path)
-        return len(timing.shown), timing.fps if fps is None else fps
     lips = load_lips(path, fps=fps)
     return len(lips.frames), lips.fps
 

@@ -3,16 +3,26 @@
     ROOT/[SPLIT/][SPEAKER/]UTTERANCE.flac, .wav, ...   and beside it UTTERANCE.npz, .npy or .mat of its lips
     ROOT/[SPLIT/][SPEAKER/]UTTERANCE.mp4, .mpg, ...    sound and lips in one
 
-SPLIT is train, valid (or dev, val) or test; where a root has such folders only they are read, where it has none the
-clips are divided by `spread`. Folders below SPEAKER become part of the name. A transcript may stand beside as .txt or
-.align, or in the .npz under `transcript`; a name of the GRID corpus says its sentence.
+SPLIT is train, valid (or dev, val) or test; where a root has such folders only they are read (clips beside them are
+named as left out), where it has none the clips are divided by `spread`. Folders below SPEAKER become part of the name.
+A transcript may stand beside as .txt or .align, or in the .npz under `transcript`; a name of the GRID corpus says its
+sentence.
 """
 
 from collections import defaultdict
 from pathlib import Path
 
 from pyro_avse.data.grid import sentence
-from pyro_avse.data.utterance import SPLIT_FOLDERS, Corpus, Parts, Split, collect, spread, walk
+from pyro_avse.data.utterance import (
+    SPLIT_FOLDERS,
+    Corpus,
+    Parts,
+    Split,
+    collect,
+    kind_of,
+    spread,
+    walk,
+)
 
 
 def read_layout(root: Path) -> Corpus:
@@ -29,5 +39,11 @@ def read_layout(root: Path) -> Corpus:
     said = {name: words for _, _, name in found if (words := sentence(name))}
     corpus = collect("a folder of clips", found, said)
     if splits:
+        beside = [p for p in walk(root) if p.relative_to(root).parts[0] not in SPLIT_FOLDERS]
+        corpus.missing.extend(
+            f"{path} is in none of the folders of splits, and is left out"
+            for path in beside
+            if kind_of(path) in {"sound", "video"}
+        )
         return corpus
     return Corpus(corpus.kind, spread(corpus.utterances), corpus.problems, corpus.missing)

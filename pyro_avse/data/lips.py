@@ -62,12 +62,13 @@ def load_lips(path: str | os.PathLike[str], *, fps: float | None = None) -> Lips
     if frames.ndim == 2 and frames.shape[0] == SIDE * SIDE:
         frames = frames.T.reshape(-1, SIDE, SIDE).swapaxes(1, 2)
         arrays.setdefault("fps", np.array(PAPER_FPS))
+    frames = _checked(frames, path)
     rate = arrays.get("fps") if fps is None else np.array(fps)
     if rate is None:
         raise InputError(f"{path} does not say its frame rate: give --fps")
     if rate.size != 1 or rate.dtype.kind not in "fiu" or not 0 < rate.item() < np.inf:
         raise InputError(f"{path}: fps is {rate.tolist()}: give one positive number, such as 25")
-    return Lips(_checked(frames, path), float(rate.item()))
+    return Lips(frames, float(rate.item()))
 
 
 def lips_from_array(frames: Shaped[np.ndarray, "..."], fps: float) -> Lips:

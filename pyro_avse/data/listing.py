@@ -9,6 +9,7 @@ sound, are taken. Clips without a split are divided by `spread`. Other columns a
 """
 
 import csv
+from collections import Counter
 from pathlib import Path
 
 from pyro_avse.data.utterance import (
@@ -20,15 +21,24 @@ from pyro_avse.data.utterance import (
     kind_of,
     spread,
 )
+from pyro_avse.typing import InputError
 
 
 def read_listing(root: Path) -> Corpus | None:
-    """The clips that a CSV in `root` lists; None where none has a column `file`."""
+    """The clips that a CSV in `root` lists; None where none has a column `file`.
+
+    Raises InputError for a CSV that cannot be read.
+    """
     for path in sorted(root.glob("*.csv")):
-        with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
-            rows = csv.DictReader(file, skipinitialspace=True)
-            if "file" in (rows.fieldnames or ()):
-                return _corpus(path, list(rows))
+        try:
+            with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
+                rows = csv.DictReader(file, skipinitialspace=True)
+                if "file" in (rows.fieldnames or ()):
+                    return _corpus(path, list(rows))
+        except (OSError, csv.Error) as error:
+            raise InputError(
+                f"{path} cannot be read as a listing ({error}): mend it, or move it elsewhere"
+            ) from None
     return None
 
 
@@ -45,6 +55,10 @@ def _corpus(listing: Path, rows: list[dict[str, str]]) -> Corpus:
             problems.append(Problem(listing, f"line {number}: {error}"))
     placed = [u for u in utterances.values() if u.split is not None]
     placed += spread([u for u in utterances.values() if u.split is None])
+    names = Counter((u.split, u.speaker, u.name) for u in placed)
+    for split, speaker, name in (key for key, count in names.items() if count > 1):
+        called = "/".join(filter(None, (speaker, name)))
+        problems.append(Problem(listing, f"two clips are called {called}: rename one", split))
     placed.sort(key=lambda u: (u.speaker or "", u.name))
     return Corpus("a listed folder", placed, problems)
 

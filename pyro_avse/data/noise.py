@@ -19,7 +19,8 @@ from pyro_avse.data.level import active_power
 from pyro_avse.typing import InputError
 
 Waveform = Float[np.ndarray, "sample"]
-Kind = Literal["white", "pink", "babble", "recording"]
+Kind = Literal["white", "pink", "babble", "recording", "corpus"]
+"""Of "corpus", a mixture that comes with the clip, nothing is drawn or made."""
 Level = Literal["clip", "active"]
 """What the speech's level of an SNR is measured over: the whole clip, or active speech (P.56)."""
 

@@ -13,6 +13,7 @@ as the lipspeakers, have no split.
 import os
 import re
 from collections import defaultdict
+from collections.abc import Set
 from itertools import pairwise
 from pathlib import Path
 
@@ -25,8 +26,10 @@ from pyro_avse.data.utterance import (
     Utterance,
     walk,
 )
+from pyro_avse.typing import InputError
 
 _GROUPS = ("volunteers", "lipspeakers")
+_NOISY = "Noisy_TCDTIMIT"
 _Key = tuple[str, str]
 """Speaker and name."""
 _Condition = tuple[str, float]
@@ -34,18 +37,25 @@ _Condition = tuple[str, float]
 
 
 def read_ntcd(root: Path) -> Corpus | None:
-    """The clips of an NTCD-TIMIT tree; None where there is no folder "volunteers" or "lipspeakers"."""
+    """The clips of an NTCD-TIMIT tree; None where there is no folder "volunteers" or "lipspeakers".
+
+    Raises InputError for noisy mixtures without their clean sound.
+    """
     problems: list[Problem] = []
     clean: dict[_Key, Path] = {}
     lips: dict[_Key, Path] = {}
     noisy: dict[_Key, dict[_Condition, Path]] = defaultdict(dict)
+    groups: dict[str, str] = {}  # of speakers
+    inside_noisy = _NOISY in root.resolve().parts
     for path in walk(root):
         parts = path.relative_to(root).parts
         place = max((parts.index(g) for g in _GROUPS if g in parts[:-2]), default=None)
         suffix = path.suffix.lower()
         if place is not None and suffix in {".wav", ".flac"}:
             key = parts[place + 1], path.stem
+            groups.setdefault(parts[place + 1], parts[place])
             condition = _condition(parts[:place])
+            inside_noisy &= "Clean" not in parts
             first = clean.get(key) if condition is None else noisy[key].get(condition)
             if first is not None:
                 problems.append(Problem(path, f"is the same recording as {first}: keep one"))
@@ -60,7 +70,11 @@ def read_ntcd(root: Path) -> Corpus | None:
                 problems.append(Problem(path, f"is of the same clip as {first}: keep one"))
     if not clean and not noisy:
         return None
-    splits, doubled = _splits(root)
+    if inside_noisy or not clean:
+        raise InputError(
+            f"{root} holds NTCD-TIMIT's noisy mixtures without their Clean/: name the folder that holds both"
+        )
+    splits, doubled = _splits(root, groups.keys())
     utterances = [
         Utterance(
             name,
@@ -84,7 +98,12 @@ def read_ntcd(root: Path) -> Corpus | None:
         for path in noisy[key].values()
     ]
     missing += [
-        f"speaker {speaker} is in no split: make a folder matlab_raw/{{train,dev,test}}/{speaker}, which may be empty"
+        f"speaker {speaker} is in no split: "
+        + (
+            "lipspeakers have none"
+            if groups[speaker] == "lipspeakers"
+            else f"make a folder matlab_raw/{{train,dev,test}}/{speaker}, which may be empty"
+        )
         for speaker in sorted({u.speaker or "" for u in utterances if u.split is None})
     ]
     return Corpus("NTCD-TIMIT", utterances, problems + doubled, missing)
@@ -94,8 +113,7 @@ def _condition(folders: tuple[str, ...]) -> _Condition | None:
     """(noise, SNR) of the folders above "volunteers", as in Noisy_TCDTIMIT/Babble/-5; None in a clean tree."""
     if "Clean" in folders:
         return None
-    noisy = "Noisy_TCDTIMIT"
-    below = folders[folders.index(noisy) + 1 :] if noisy in folders else folders[-2:]
+    below = folders[folders.index(_NOISY) + 1 :] if _NOISY in folders else folders[-2:]
     for noise, snr in pairwise(below):
         if re.fullmatch(r"[+-]?\d+", snr):
             return noise, float(snr)
@@ -103,22 +121,21 @@ def _condition(folders: tuple[str, ...]) -> _Condition | None:
 
 
 def _speaker(parts: tuple[str, ...]) -> str:
-    """The folder below the split's, else the one that the file is in."""
-    return next(
-        (below for above, below in pairwise(parts[:-1]) if above in SPLIT_FOLDERS), parts[-2]
-    )
+    """The folder below the split's, the last of such a name, else the one that the file is in."""
+    below = [below for above, below in pairwise(parts[:-1]) if above in SPLIT_FOLDERS]
+    return below[-1] if below else parts[-2]
 
 
-def _splits(root: Path) -> tuple[dict[str, Split], list[Problem]]:
-    """Every speaker's split, from the folders {train,dev,test}/SPEAKER anywhere below."""
+def _splits(root: Path, known: Set[str]) -> tuple[dict[str, Split], list[Problem]]:
+    """The split of every known speaker, from the folders {train,dev,test}/SPEAKER anywhere below."""
     splits: dict[str, Split] = {}
     problems = []
-    for above, speakers, _ in os.walk(root, followlinks=True):
+    for above, folders, _ in os.walk(root, followlinks=True):
         split = SPLIT_FOLDERS.get(os.path.basename(above))
-        speakers.sort()  # and so the order of the walk
+        folders.sort()  # and so the order of the walk
         if split is None:
             continue
-        for speaker in speakers:
+        for speaker in (name for name in folders if name in known):
             if splits.setdefault(speaker, split) != split:
                 reason = f"is also a speaker of {splits[speaker]}: keep one"
                 problems.append(Problem(Path(above, speaker), reason))
