@@ -1,4 +1,4 @@
-"""What `enhance` uses unless told otherwise; docs/RESULTS.md, "Bundled models", holds the table that set both."""
+"""What `enhance` uses unless told otherwise; docs/RESULTS.md, "Schemes" and "Models", holds the tables that set them."""
 
 DEFAULT_MODEL = "min_vae_v2"
-DEFAULT_INFERENCE = "vem"
+DEFAULT_INFERENCE = "mcem"

@@ -48,7 +48,7 @@ def demo_figure(
         iterations = np.arange(1, len(result.objective) + 1)
         axes[-1].plot(iterations, result.objective / coefficients, colour, label=name)
     axes[-1].set(xlabel="EM iteration", ylabel="nats / coefficient")
-    axes[-1].set_title("objective (41)", fontsize=9)
+    axes[-1].set_title("objective", fontsize=9)
     axes[-1].legend(fontsize=8)
     save_figure(figure, path)
 

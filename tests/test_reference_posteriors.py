@@ -63,7 +63,8 @@ def least_ess(summary: dict[str, Any]) -> float:
 def end_of_chains(kernel: Kernel, target: CollapsedTarget, chains: int = CHAINS) -> Tensor:
     """Where independent chains stand after 180 steps from draws of the wide guide, (chain, frame, latent).
 
-    A kernel that needs a Gaussian prior runs inside Gibbs; a step size is adapted in the first 120.
+    A kernel that needs a Gaussian prior runs inside Gibbs, and without a mixture Gibbs is its inner kernel; a step
+    size is adapted in the first 120.
     """
     guide, rng = target.proposal, torch.Generator().manual_seed(7)
     noise = torch.randn(chains, *guide.mean.shape, generator=rng, dtype=torch.float64)
@@ -71,7 +72,7 @@ def end_of_chains(kernel: Kernel, target: CollapsedTarget, chains: int = CHAINS)
     try:
         kernel.init(target, z0)
     except InputError:
-        kernel = Gibbs(kernel)
+        kernel = kernel.inner if isinstance(kernel, Gibbs) else Gibbs(kernel)
     tunable = hasattr(getattr(kernel, "inner", kernel), "target_acceptance")
     options = {"draws": 1, "warmup": 120, "thin": 60, "adapt": DualAveraging() if tunable else None}
     return run_chains(kernel, target, z0, seed=8, **options).state.z
