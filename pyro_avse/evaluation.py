@@ -32,6 +32,7 @@ import torch
 from pyro_avse.checkpoint import load_prior
 from pyro_avse.data.noise import Level
 from pyro_avse.data.utterance import Split
+from pyro_avse.defaults import DEFAULT_INFERENCE
 from pyro_avse.enhancer import Enhancer, find_device
 from pyro_avse.files import make_folder, write_atomically
 from pyro_avse.measure import measure
@@ -63,7 +64,7 @@ def evaluate(
     noises: Sequence[str],
     snrs: Sequence[float],
     models: Sequence[str],
-    inference: Sequence[str] = ("vem",),
+    inference: Sequence[str] = (DEFAULT_INFERENCE,),
     *,
     out: str | Path,
     split: Split = "test",

@@ -215,6 +215,7 @@ def small_sweep(
         "models": [f"{name}={folder / name}.safetensors" for name in ("a_vae", "min_vae_v2")],
         "split": "train",
         "clips": 2,
+        "inference": ["vem"],
         "settings": {"vem": {"iterations": 2, "warmup": 1, "draws": 1}},
     }
 

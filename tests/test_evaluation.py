@@ -227,7 +227,7 @@ def test_files_that_change_or_do_not_fit(tmp_path: Path, small_sweep: dict[str, 
         assert np.allclose(heard, sound / np.abs(sound).max(), atol=1e-6)
     np.savez(folder / "a.npz", lips=np.zeros((10, 67, 67), np.uint8), fps=25.0)
     part = (tmp_path / "data", ["white"], [0], small_sweep["models"][1:])
-    one_step: Any = {"settings": {"vem": {"iterations": 1}}}
+    one_step: Any = {"inference": ["vem"], "settings": {"vem": {"iterations": 1}}}
     frame = evaluate(*part, **one_step, out=tmp_path / "out")
     assert frame["failure"][0].startswith(f"InputError: {folder / 'a.npz'}: lips has 10 frames")
     np.savez(folder / "a.npz", lips=np.zeros((25, 67, 67), np.uint8), fps=25.0)

@@ -283,6 +283,7 @@ def check_evaluation(folder: Path, weights: str) -> None:
         [-5, 0],
         [f"tiny={weights}"],
         clips=1,
+        inference=["vem"],
         settings={"vem": {"iterations": 1, "warmup": 1, "draws": 1}},
         out=folder / "results",
     )

@@ -185,7 +185,7 @@ def command(sweep: dict[str, Any], out: Path) -> list[object]:
     lists = {"noise": sweep["noises"], "snr": sweep["snrs"], "models": sweep["models"]}
     options = {name: ",".join(map(str, values)) for name, values in lists.items()}
     options |= {"data": sweep["data"], "split": sweep["split"], "clips": 1, "out": out}
-    options |= {"settings": json.dumps(sweep["settings"])}
+    options |= {"settings": json.dumps(sweep["settings"]), "inference": "vem"}
     return ["evaluate", *(word for name, value in options.items() for word in (f"--{name}", value))]
 
 
