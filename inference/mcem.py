@@ -94,15 +94,18 @@ class MCEM:
         *,
         mask: FrameMask | None = None,
         seed: int = 0,
+        dictionary: Dictionary | None = None,
     ) -> Separation:
         """Separate x (..., frame, freq); `objective` is Q (S18) by `monte_carlo_q`: log p(x | z) averaged
-        by the weights, up to a constant, per iteration and utterance.
+        by the weights, up to a constant, per iteration and utterance. `dictionary`: as in `VEM`.
         """
         x = mixture
         power = x.real.square() + x.imag.square()
         rng = torch.Generator(device=x.device).manual_seed(seed)
 
         W, H = initial_factors(power, self.rank, mask=mask, rng=rng)
+        if dictionary is not None:
+            W = dictionary.expand_as(W)
         g = torch.ones_like(power[..., 0])
         pi = initial_mixing_weight(prior, power, self.mixing_weight)
         r = pi[..., None].expand(*pi.shape, power.shape[-2])

@@ -49,7 +49,7 @@ class MeanFieldTarget:
 
     def log_density(self, z: Codes) -> Float[Tensor, "*batch frame"]:
         """(36) for codes (chain, ..., frame, latent)."""
-        return self.gaussian.log_prob(z) + self.log_likelihood(z)
+        return self._prior.log_prob(z) + self.log_likelihood(z)
 
     @cached_property
     def components(self) -> Independent:
@@ -68,6 +68,10 @@ class MeanFieldTarget:
         mean = (weight * self.components.mean).sum(0) / precision
         return Independent(Normal(mean, precision.rsqrt(), validate_args=False), 1)
 
+    @cached_property
+    def _prior(self) -> "Quadratic":
+        return Quadratic.of(self.gaussian)
+
     def log_likelihood(self, z: Codes) -> Float[Tensor, "*batch frame"]:
         """sum_k r_k sum_f -log sigma_k(z_n) - (|m|^2 + nu) / sigma_k(z_n)."""
         terms = expected_log_likelihood(self.prior.log_variance(z, self.lips), self.second_moment)
@@ -81,20 +85,16 @@ class MeanFieldTarget:
 
         d log r / d log sigma_k = r_k (E|s|^2 / sigma_k - 1) is known, and so is the Gaussian's score.
         """
-        with torch.enable_grad():
-            z = z.detach().requires_grad_()
-            log_variance = self.prior.log_variance(z, self.lips)
+        z, decoded = decode_with_graph(self, z)
         with torch.no_grad():
-            log_sigma, prior = log_variance.detach(), self.gaussian
-            ratio = self.second_moment * torch.exp(-log_sigma)
-            value, slope = -(log_sigma + ratio).sum(-1), ratio.sub_(1)
+            value, slope = expected_log_likelihood_and_slope(decoded.detach(), self.second_moment)
             if len(value) > 1:
                 r = self.responsibilities[:, None]
                 value = r * torch.where(r > 0, value, 0)
                 slope = r[..., None] * torch.where(r[..., None] > 0, slope, 0)
-            value = value.sum(0) + prior.log_prob(z)
-            score = (prior.mean - z) / prior.variance
-        (gradient,) = torch.autograd.grad(log_variance, z, slope)
+            value = value.sum(0) + self._prior.log_prob(z)
+            score = self._prior.score(z)
+        (gradient,) = torch.autograd.grad(decoded, z, slope)
         return value, gradient + score
 
 
@@ -103,6 +103,14 @@ def expected_log_likelihood(
 ) -> Float[Tensor, "component *batch frame"]:
     """E_{r(s)} log N_c(s; 0, sigma) + F log pi = sum_f -log sigma - (|m|^2 + nu) / sigma, as in (36)."""
     return -(log_variance + second_moment * torch.exp(-log_variance)).sum(-1)
+
+
+def expected_log_likelihood_and_slope(
+    log_variance: Float[Tensor, "component *batch frame freq"], second_moment: Power
+) -> tuple[Float[Tensor, "component *batch frame"], Float[Tensor, "component *batch frame freq"]]:
+    """The same, and its derivative in log sigma: (|m|^2 + nu) / sigma - 1."""
+    ratio = second_moment * torch.exp(-log_variance)
+    return -(log_variance + ratio).sum(-1), ratio.sub_(1)
 
 
 @dataclass(frozen=True)
@@ -128,12 +136,21 @@ class CollapsedTarget:
 
     def log_density(self, z: Codes) -> Float[Tensor, "*batch frame"]:
         """The log joint of x_n and z_n, its constants included, for codes (chain, ..., frame, latent)."""
-        return torch.logsumexp(self.component_log_joint(z), dim=0)
+        return log_sum_of_components(self.component_log_joint(z))
+
+    def value_and_grad(self, z: Codes) -> tuple[Float[Tensor, "*batch frame"], Codes]:
+        """The log joint and its gradient in z: `mixture_value_and_grad`."""
+        return mixture_value_and_grad(self, z)
 
     @cached_property
     def components(self) -> Independent:
         """p(z_n | k), batch (component, 1, ..., frame | 1): the 1 is for chains."""
         return align_components(self.prior.latent_prior(self.lips), self.power.dim() + 1)
+
+    @cached_property
+    def component_prior(self) -> "Quadratic":
+        """pi_k p(z_n | k)."""
+        return Quadratic.of(self.components, self.mixing_weight)
 
     @cached_property
     def gaussian(self) -> Independent | None:
@@ -153,7 +170,19 @@ class CollapsedTarget:
             log_variance = self.prior.log_variance(z, self.lips)
         log_variance = zero_where_idle(log_variance, self.mixing_weight)
         log_likelihood = self._component_log_likelihood(log_variance, gain)
-        return log_component_prior(self.components, z, self.mixing_weight) + log_likelihood
+        return self.component_prior.log_prob(z) + log_likelihood
+
+    def log_likelihood_and_slope(
+        self, log_variance: Float[Tensor, "component *batch frame freq"]
+    ) -> tuple[
+        Float[Tensor, "component *batch frame"], Float[Tensor, "component *batch frame freq"]
+    ]:
+        """log N_c(x; 0, V), V = g sigma_k + W H, and its derivative in log sigma: (g sigma / V) (|x|^2 / V - 1)."""
+        speech = self.speech_variance(log_variance)
+        V = speech + self.noise_variance
+        ratio = self.power / V
+        value = -(V.log() + ratio).sum(-1) - V.shape[-1] * math.log(math.pi)
+        return value, speech.div_(V).mul_(ratio.sub_(1))  # in place: memory is what these passes wait for
 
     def _component_log_likelihood(
         self, log_variance: Float[Tensor, "component *batch frame freq"], gain: Tensor | None = None
@@ -166,10 +195,14 @@ class CollapsedTarget:
         self, log_variance: Float[Tensor, "component *batch frame freq"], gain: Tensor | None = None
     ) -> Float[Tensor, "component *batch frame freq"]:
         """E|x|^2 = g_n sigma_k(z_n) + W H; `gain`, (chain, ..., frame) too, in place of the target's g."""
+        return self.speech_variance(log_variance, gain) + self.noise_variance
+
+    def speech_variance(
+        self, log_variance: Float[Tensor, "component *batch frame freq"], gain: Tensor | None = None
+    ) -> Float[Tensor, "component *batch frame freq"]:
+        """E|s|^2 = g_n sigma_k(z_n)."""
         speech, g = log_variance.exp(), self.gain if gain is None else gain
-        if g is not None:
-            speech = g[..., None] * speech
-        return speech + self.noise_variance
+        return speech if g is None else g[..., None] * speech
 
 
 @dataclass(frozen=True)
@@ -188,12 +221,21 @@ class CollapsedMeanFieldTarget:
 
     def log_density(self, z: Codes) -> Float[Tensor, "*batch frame"]:
         """For codes (chain, ..., frame, latent)."""
-        return torch.logsumexp(self.component_log_joint(z), dim=0)
+        return log_sum_of_components(self.component_log_joint(z))
+
+    def value_and_grad(self, z: Codes) -> tuple[Float[Tensor, "*batch frame"], Codes]:
+        """log r(z) and its gradient in z: `mixture_value_and_grad`."""
+        return mixture_value_and_grad(self, z)
 
     @cached_property
     def components(self) -> Independent:
         """p(z_n | k), batch (component, 1, ..., frame | 1): the 1 is for chains."""
         return align_components(self.prior.latent_prior(self.lips), self.second_moment.dim() + 1)
+
+    @cached_property
+    def component_prior(self) -> "Quadratic":
+        """pi_k p(z_n | k)."""
+        return Quadratic.of(self.components, self.mixing_weight)
 
     @cached_property
     def gaussian(self) -> Independent | None:
@@ -213,14 +255,81 @@ class CollapsedMeanFieldTarget:
             log_variance = self.prior.log_variance(z, self.lips)
         log_variance = zero_where_idle(log_variance, self.mixing_weight)
         log_likelihood = expected_log_likelihood(log_variance, self.second_moment)
-        return log_component_prior(self.components, z, self.mixing_weight) + log_likelihood
+        return self.component_prior.log_prob(z) + log_likelihood
+
+    def log_likelihood_and_slope(
+        self, log_variance: Float[Tensor, "component *batch frame freq"]
+    ) -> tuple[
+        Float[Tensor, "component *batch frame"], Float[Tensor, "component *batch frame freq"]
+    ]:
+        """The expected log likelihood of each component, and its derivative in log sigma."""
+        return expected_log_likelihood_and_slope(log_variance, self.second_moment)
 
 
-def log_component_prior(
-    components: Independent, z: Codes, mixing_weight: Tensor
-) -> Float[Tensor, "component *batch frame"]:
-    """log pi_k + log p(z_n | k): (10), (11). `mixing_weight` (component, ...), with or without utterance axes."""
-    return _align_weight(mixing_weight, z.dim()).log() + components.log_prob(z)
+@dataclass(frozen=True)
+class Quadratic:
+    """log pi_k + log p(z_n | k) of (10), (11) as a chain's steps want it, its constants computed once."""
+
+    mean: Float[Tensor, "*components_and_batch frame latent"]
+    precision: Float[Tensor, "*components_and_batch frame latent"]
+    constant: Float[Tensor, "*components_and_batch frame"]
+
+    @classmethod
+    def of(cls, normal: Independent, weight: Tensor | None = None) -> "Quadratic":
+        """Of a diagonal Normal, or of a batch (component, ...) of them with their weights pi, (component, ...)."""
+        scale = normal.stddev
+        constant = -scale.log().sum(-1) - 0.5 * scale.shape[-1] * math.log(2 * math.pi)
+        if weight is not None:
+            constant = constant + _align_weight(weight, constant.dim()).log()
+        return cls(normal.mean, scale.square().reciprocal(), constant)
+
+    def log_prob(self, z: Codes) -> Float[Tensor, "*components_and_batch frame"]:
+        """The logarithm at z, which broadcasts."""
+        return self.constant - 0.5 * (self.precision * (z - self.mean).square()).sum(-1)
+
+    def score(self, z: Codes) -> Float[Tensor, "*components_and_batch frame latent"]:
+        """Its gradient in z."""
+        return self.precision * (self.mean - z)
+
+
+def mixture_value_and_grad(
+    target: CollapsedTarget | CollapsedMeanFieldTarget, z: Codes
+) -> tuple[Float[Tensor, "*batch frame"], Codes]:
+    """log sum_k exp J_k(z) and its gradient, J_k the component's log joint, with one pass back through the decoders.
+
+    The gradient is sum_k rho_k dJ_k/dz, rho = softmax_k J_k, and dJ_k/dz = d log p(z|k)/dz + (d log sigma_k/dz) slope_k,
+    where prior's score and slope are known.
+    """
+    z, decoded = decode_with_graph(target, z)
+    with torch.no_grad():
+        log_variance = zero_where_idle(decoded.detach(), target.mixing_weight)
+        log_likelihood, slope = target.log_likelihood_and_slope(log_variance)
+        log_joint = target.component_prior.log_prob(z) + log_likelihood
+        value, score = log_sum_of_components(log_joint), target.component_prior.score(z)
+        if len(log_joint) > 1:
+            rho = torch.softmax(log_joint, dim=0)[..., None]
+            score = rho * score
+            if len(slope) > 1:
+                slope = torch.where(rho > 0, rho * slope, 0)
+        score = score.sum(0)
+    (gradient,) = torch.autograd.grad(decoded, z, slope)
+    return value, gradient + score
+
+
+def decode_with_graph(
+    target: "MeanFieldTarget | CollapsedTarget | CollapsedMeanFieldTarget", z: Codes
+) -> tuple[Codes, Float[Tensor, "component *batch frame freq"]]:
+    """z as a leaf, and log sigma_k(z) with the graph that leads back to it."""
+    with torch.enable_grad():
+        z = z.detach().requires_grad_()
+        return z, target.prior.log_variance(z, target.lips)
+
+
+def log_sum_of_components(
+    log_joint: Float[Tensor, "component *batch frame"],
+) -> Float[Tensor, "*batch frame"]:
+    """log sum_k exp J_k."""
+    return log_joint[0] if len(log_joint) == 1 else torch.logsumexp(log_joint, dim=0)
 
 
 def zero_where_idle(

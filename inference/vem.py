@@ -21,7 +21,13 @@ from torch import Tensor
 from pyro_avse.distributions import align_components
 from pyro_avse.inference.adaptation import Adaptation
 from pyro_avse.inference.independence import guide_proposal
-from pyro_avse.inference.nmf import is_nmf_cost, is_nmf_update_H, is_nmf_update_W, normalise
+from pyro_avse.inference.nmf import (
+    Dictionary,
+    is_nmf_cost,
+    is_nmf_update_H,
+    is_nmf_update_W,
+    normalise,
+)
 from pyro_avse.inference.random_walk import RandomWalk
 from pyro_avse.inference.run import run_chains, stop_unless_finite, sum_of_frames
 from pyro_avse.inference.settings import check_settings
@@ -90,13 +96,19 @@ class VEM:
         *,
         mask: FrameMask | None = None,
         seed: int = 0,
+        dictionary: Dictionary | None = None,
     ) -> Separation:
-        """Separate x (..., frame, freq) into speech and noise; `objective` is (41) per iteration and utterance."""
+        """Separate x (..., frame, freq) into speech and noise; `objective` is (41) per iteration and utterance.
+
+        `dictionary`: where W starts, as another recording of the same noise left it; None: at random.
+        """
         x = mixture
         power = x.real.square() + x.imag.square()
         rng = torch.Generator(device=x.device).manual_seed(seed)
 
         W, H = initial_factors(power, self.rank, mask=mask, rng=rng)
+        if dictionary is not None:
+            W = dictionary.expand_as(W)
         pi = initial_mixing_weight(prior, power, self.mixing_weight)
         r = pi[..., None].expand(*pi.shape, power.shape[-2])
         m, nu = x, torch.zeros_like(power)
