@@ -30,6 +30,7 @@ from pyro_avse.inference.mcem import (
     monte_carlo_wiener,
     weighted_draws,
 )
+from pyro_avse.inference.nmf import Dictionary
 from pyro_avse.inference.run import run_chains, stop_unless_finite, sum_of_frames
 from pyro_avse.inference.settings import check_settings
 from pyro_avse.inference.target import CollapsedTarget
@@ -54,8 +55,8 @@ class LDEM:
 
     Attributes:
         kernel: what moves z, by gradients.
-        iterations, warmup, draws, final_warmup, final_draws, chains, rank, adapt, mixing_weight, learn_gain, exponent:
-            as in `MCEM`; `ula`, which rejects nothing, has nothing to adapt.
+        iterations, warmup, draws, first_warmup, final_warmup, final_draws, chains, rank, adapt, mixing_weight,
+            learn_gain, exponent: as in `MCEM`; `ula`, which rejects nothing, has nothing to adapt.
         total_variation: lambda, the weight of the penalty on |z_n - z_{n-1}|_1; 0: none, and frames are independent.
 
     Raises:
@@ -66,6 +67,7 @@ class LDEM:
     iterations: int = 100
     warmup: int = 10
     draws: int = 5
+    first_warmup: int | None = None
     final_warmup: int = 75
     final_draws: int = 25
     chains: int = 5
@@ -90,13 +92,18 @@ class LDEM:
         *,
         mask: FrameMask | None = None,
         seed: int = 0,
+        dictionary: Dictionary | None = None,
     ) -> Separation:
-        """Separate x (..., frame, freq); `objective` as in `MCEM`; under a penalty log densities have no frame axis."""
+        """Separate x (..., frame, freq); `objective` and `dictionary` as in `MCEM`; under a penalty log densities have no
+        frame axis.
+        """
         x = mixture
         power = x.real.square() + x.imag.square()
         rng = torch.Generator(device=x.device).manual_seed(seed)
 
         W, H = initial_factors(power, self.rank, mask=mask, rng=rng)
+        if dictionary is not None:
+            W = dictionary.expand_as(W)
         g = torch.ones_like(power[..., 0])
         pi = initial_mixing_weight(prior, power, self.mixing_weight)
         start = prior.initial_codes(power, lips)
@@ -104,7 +111,9 @@ class LDEM:
         v = prior.visual_features(lips)
         objective: list[Tensor] = []
 
-        for iteration in range(self.iterations + 1):
+        first_warmup = self.warmup if self.first_warmup is None else self.first_warmup
+        warmups = [first_warmup, *[self.warmup] * (self.iterations - 1), self.final_warmup]
+        for iteration, warmup in enumerate(warmups):
             final = iteration == self.iterations
             # E-step: draws of p(z | x), smooth or not, and rho
             collapsed = CollapsedTarget(prior, v, power, nmf_noise_variance(W, H), pi, g)
@@ -116,7 +125,7 @@ class LDEM:
                 target,
                 z,
                 draws=self.final_draws if final else self.draws,
-                warmup=self.final_warmup if final else self.warmup,
+                warmup=warmup,
                 adapt=self.adapt,
                 seed=rng,
                 where=f"ldem, iteration {iteration + 1}",

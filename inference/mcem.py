@@ -61,6 +61,8 @@ class MCEM:
         kernel: what moves z.
         iterations: EM iterations.
         warmup, draws: steps thrown away and kept in each E-step, for each chain.
+        first_warmup: of the first E-step, in which chains come from afar; None: as in the others. With few steps an
+            iteration it decides: what the chains cannot explain yet, the noise model takes for good.
         final_warmup, final_draws: of the last E-step, from which speech is estimated.
         chains: chains for each frame.
         rank: spectra in the noise dictionary W.
@@ -73,6 +75,7 @@ class MCEM:
     iterations: int = 100
     warmup: int = 30
     draws: int = 10
+    first_warmup: int | None = None
     final_warmup: int = 75
     final_draws: int = 25
     chains: int = 1
@@ -115,7 +118,9 @@ class MCEM:
         speech_power = power
         objective: list[Tensor] = []
 
-        for iteration in range(self.iterations + 1):
+        first_warmup = self.warmup if self.first_warmup is None else self.first_warmup
+        warmups = [first_warmup, *[self.warmup] * (self.iterations - 1), self.final_warmup]
+        for iteration, warmup in enumerate(warmups):
             final = iteration == self.iterations
             # E-step: draws of p(z | x), and rho
             proposal = guide_proposal(kernel, prior, speech_power / g[..., None], lips, r)
@@ -126,7 +131,7 @@ class MCEM:
                 target,
                 z,
                 draws=self.final_draws if final else self.draws,
-                warmup=self.final_warmup if final else self.warmup,
+                warmup=warmup,
                 adapt=self.adapt,
                 seed=rng,
                 where=f"mcem, iteration {iteration + 1}",

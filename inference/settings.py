@@ -12,6 +12,7 @@ LEAST = {
     "rank": 1,
     "thin": 1,
     "warmup": 0,
+    "first_warmup": 0,
     "final_warmup": 0,
     "steps": 0,
 }
@@ -29,7 +30,7 @@ def check_settings(settings: Any, **least: int) -> None:
     name = type(settings).__name__
     for field, at_least in (LEAST | least).items():
         value = getattr(settings, field, at_least)
-        if not value >= at_least:
+        if value is not None and not value >= at_least:
             raise InputError(f"{name}: {field} is {value}: give {at_least} or more")
     exponent = getattr(settings, "exponent", 1.0)
     if not 0 < exponent <= 1:

@@ -115,7 +115,7 @@ class AVVAE(nn.Module):
                 r = Categorical(self._weights(power))  # S15: held at p(alpha_n)
                 alpha = pyro.sample("alpha", r, infer={"enumerate": "parallel"})
                 mean = select_component(torch.stack([p.mean, q.mean]), alpha)
-                scale = select_component(torch.stack([p.stddev, q.stddev]), alpha)
+                scale = select_component(torch.stack([p.base_dist.scale, q.base_dist.scale]), alpha)
                 pyro.sample("z", Normal(mean, scale).to_event(1))
             else:
                 pyro.sample("z", p if self.prior_weight else q)

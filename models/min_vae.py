@@ -33,6 +33,7 @@ from pyro_avse.models.nets import (
     IsotropicPrior,
     LipsEmbedding,
     VisualEncoder,
+    diagonal_normal,
 )
 from pyro_avse.typing import Codes, Power
 
@@ -88,7 +89,7 @@ class MINVAEv2(nn.Module):
         prior = self.latent_prior(lips)
         with pyro.plate("frame", len(power)):
             alpha = pyro.sample("alpha", Categorical(self.mixing_weight))  # (11)
-            mean, scale = (select_component(p, alpha) for p in (prior.mean, prior.stddev))
+            mean, scale = (select_component(p, alpha) for p in (prior.mean, prior.base_dist.scale))
             z = pyro.sample("z", Normal(mean, scale).to_event(1))  # (10)
             s = ComplexNormal(0, self.log_variance(z, lips)[0]).to_event(1)  # (9)
             pyro.sample("s", s, obs=power.sqrt())  # N_c(0, .) sees |s| alone
@@ -109,7 +110,7 @@ class MINVAEv2(nn.Module):
         r = Categorical(responsibilities.detach().movedim(0, -1))
         with pyro.plate("frame", len(power)):
             alpha = pyro.sample("alpha", r, infer={"enumerate": "parallel"})
-            mean, scale = (select_component(p, alpha) for p in (q.mean, q.stddev))  # (13)
+            mean, scale = (select_component(p, alpha) for p in (q.mean, q.base_dist.scale))  # (13)
             pyro.sample("z", Normal(mean, scale).to_event(1))  # (14)
 
     def visual_features(self, lips: Tensor | None) -> Tensor | None:
@@ -118,16 +119,16 @@ class MINVAEv2(nn.Module):
 
     def latent_prior(self, lips: Tensor | None) -> Independent:
         """N(mu_a, sigma_a I) and N(mu_v, sigma_v I) (10): batch (2, 1), for any frame."""
-        a, v = self.audio_prior(), self.visual_prior()
+        a, v = self.audio_prior, self.visual_prior
         mean = torch.stack([a.mean, v.mean])[:, None]
-        scale = torch.stack([a.stddev, v.stddev])[:, None]
-        return Normal(mean, scale).to_event(1)
+        return diagonal_normal(mean, torch.stack([a.log_variance, v.log_variance])[:, None])
 
     def encode(self, power: Power, lips: Tensor | None) -> Independent:
         """q(z_n | s_n) and q(z_n | v_n) (13): batch (2, ..., frame)."""
         a, v = self.audio_encoder(power), self.visual_encoder(lips)
         mean = torch.stack([a.mean, v.mean])
-        return Normal(mean, torch.stack([a.stddev, v.stddev])).to_event(1)
+        scale = torch.stack([a.base_dist.scale, v.base_dist.scale])
+        return Normal(mean, scale).to_event(1)
 
     def initial_codes(self, power: Power, lips: Tensor | None) -> Codes:
         """The visual encoder's mean, since lips carry no acoustic noise; without lips the audio encoder's."""

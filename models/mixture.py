@@ -128,7 +128,6 @@ def select_component(components: Tensor, alpha: Tensor) -> Tensor:
     Returns:
         (..., frame, event), or (component, ..., frame, event).
     """
-    enumerated = alpha.dim() == components.dim() - 1
-    index = alpha if enumerated else alpha[None]
-    chosen = torch.take_along_dim(components, index[..., None], dim=0)
-    return chosen if enumerated else chosen[0]
+    if alpha.dim() == components.dim() - 1:  # enumerated
+        return components.index_select(0, alpha.flatten())
+    return torch.take_along_dim(components, alpha[None, ..., None], dim=0)[0]

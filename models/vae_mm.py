@@ -76,7 +76,7 @@ class VAEMM(nn.Module):
         prior = self.latent_prior(v)
         with pyro.plate("frame", len(power)):
             alpha = pyro.sample("alpha", Categorical(self.mixing_weight))
-            mean, scale = (select_component(p, alpha) for p in (prior.mean, prior.stddev))
+            mean, scale = (select_component(p, alpha) for p in (prior.mean, prior.base_dist.scale))
             z = pyro.sample("z", Normal(mean, scale).to_event(1))  # (2), (8)
             log_variance = select_component(self.log_variance(z, v), alpha)
             s = ComplexNormal(0, log_variance).to_event(1)  # (1), (7)
@@ -98,7 +98,7 @@ class VAEMM(nn.Module):
         r = Categorical(responsibilities.detach().movedim(0, -1))
         with pyro.plate("frame", len(power)):
             alpha = pyro.sample("alpha", r, infer={"enumerate": "parallel"})
-            mean, scale = (select_component(p, alpha) for p in (q.mean, q.stddev))
+            mean, scale = (select_component(p, alpha) for p in (q.mean, q.base_dist.scale))
             pyro.sample("z", Normal(mean, scale).to_event(1))  # (3), S14
 
     def visual_features(self, lips: Tensor | None) -> Tensor:
@@ -126,5 +126,5 @@ class VAEMM(nn.Module):
 def stacked(*parts: Independent) -> Independent:
     """Gaussians of batch (1, ..., frame), or broadcasting to it, as the components of one: (component, ..., frame)."""
     means = torch.broadcast_tensors(*(part.mean[0] for part in parts))
-    scales = torch.broadcast_tensors(*(part.stddev[0] for part in parts))
+    scales = torch.broadcast_tensors(*(part.base_dist.scale[0] for part in parts))
     return Normal(torch.stack(means), torch.stack(scales)).to_event(1)

@@ -6,7 +6,6 @@ A weight file holds what `load_prior` needs and no more: {"model", "options", "s
 
 import json
 import os
-from importlib.resources import files
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -14,6 +13,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from pyro_avse.files import write_atomically
+from pyro_avse.model_cards import FOLDER, Card, load_cards
 from pyro_avse.models import MODELS
 from pyro_avse.stft import STFT
 from pyro_avse.typing import JSON, InputError
@@ -75,7 +75,22 @@ def load_prior(name: str | Path) -> tuple[nn.Module, STFT]:
     Raises:
         InputError: unknown name; not a weight file of ours; an unknown model or tensors of another shape.
     """
-    path = find_weights(name)
+    card = load_cards().get(str(name), {})
+    prior, stft = _assemble(card) if "parts" in card else _load_file(find_weights(name))
+    return prior.float().eval().requires_grad_(False), stft
+
+
+def _assemble(card: Card) -> tuple[nn.Module, STFT]:
+    """What a recipe without epochs gives: a model whose submodules are bundled models, as they are."""
+    loaded = {part: load_prior(weights) for part, weights in card["parts"].items()}
+    prior = MODELS[card["model"]](**{part: its.options for part, (its, _) in loaded.items()})
+    for part, (its, _) in loaded.items():
+        setattr(prior, part, its)
+    (stft,) = {stft for _, stft in loaded.values()}
+    return prior, stft
+
+
+def _load_file(path: Path) -> tuple[nn.Module, STFT]:
     tensors, header = load_tensors(path)
     if header.get("model") not in MODELS:
         raise InputError(
@@ -88,7 +103,7 @@ def load_prior(name: str | Path) -> tuple[nn.Module, STFT]:
             f"{path}: its header fits no {header['model']} of this version ({error})"
         ) from None
     load_state(prior, tensors, path)
-    return prior.float().eval().requires_grad_(False), stft
+    return prior, stft
 
 
 def load_state(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
@@ -106,15 +121,32 @@ def load_state(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> Non
 
 
 def bundled_weights() -> list[str]:
-    """Names of the weights that came with the package."""
-    folder = files("pyro_avse") / "weights"
-    return sorted(Path(f.name).stem for f in folder.iterdir() if f.name.endswith(".safetensors"))
+    """Names of the models that came with the package, those that are assembled from others among them."""
+    return list(load_cards())
+
+
+def bundled_parts(name: str | Path) -> dict[str, str]:
+    """Of a bundled name that is assembled: {submodule: the bundled weights that it is}; of any other none."""
+    return load_cards().get(str(name), {}).get("parts", {})
+
+
+def weight_files(name: str | Path) -> list[Path]:
+    """The files that `load_prior(name)` reads. Raises InputError as `find_weights`."""
+    return [find_weights(part) for part in bundled_parts(name).values()] or [find_weights(name)]
 
 
 def find_weights(name: str | Path) -> Path:
-    """The file of a bundled name, or `name` itself where it is a path."""
+    """The file of a bundled name, or `name` itself where it is a path.
+
+    Raises:
+        InputError: neither; or the name of what is assembled, which has no file.
+    """
+    if parts := bundled_parts(name):
+        raise InputError(
+            f"{name} has no weight file, it is assembled: name {' or '.join(parts.values())}"
+        )
     if str(name) in bundled_weights():
-        return Path(str(files("pyro_avse") / "weights" / f"{name}.safetensors"))
+        return FOLDER / f"{name}.safetensors"
     path = Path(name)
     if path.suffix != ".safetensors" and not os.path.exists(path):
         raise InputError(

@@ -38,7 +38,8 @@ def main() -> None:
     """Run the command line; every refusal is one line and exit code 2."""
     import pyro_avse.cli_data  # registers its commands, as the next
     import pyro_avse.cli_inference
-    import pyro_avse.cli_lab  # noqa: F401
+    import pyro_avse.cli_lab
+    import pyro_avse.cli_weights  # noqa: F401
 
     command = typer.main.get_command(app)
     try:
@@ -86,16 +87,20 @@ def enhance(
     reference: Annotated[Path | None, typer.Option(help="Clean speech, to score against.")] = None,
     channel: Annotated[str, typer.Option(help="first, mean, or an index from 0.")] = "first",
     iterations: Annotated[int | None, typer.Option(min=1, help="EM iterations at most.")] = None,
+    block: Annotated[
+        float, typer.Option(help="Seconds: longer sound is enhanced in such blocks; 0: as a whole.")
+    ] = 30,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
     as_json: JsonFlag = False,
 ) -> None:
     """Enhance a noisy recording, or the sound of a video by the lips that it shows."""
     from pyro_avse.checkpoint import load_prior
-    from pyro_avse.data.audio import check_writable, load_audio, save_audio
+    from pyro_avse.data.audio import Blocks, check_writable, load_audio, save_audio
     from pyro_avse.data.lips import lips_from_array, load_lips
     from pyro_avse.data.utterance import kind_of
     from pyro_avse.enhancer import Enhancer
+    from pyro_avse.long import open_sound
     from pyro_avse.measure import check_same_length, measure
     from pyro_avse.protocol import build_scheme
 
@@ -105,7 +110,11 @@ def enhance(
     settings = {} if kernel is None else {"kernel": kernel}
     settings |= {"adapt": "robbins_monro"} if adapt else {}
     scheme = build_scheme(inference, settings, iterations)
-    audio = load_audio(noisy, channel=channel)
+    audio = open_sound(noisy, channel=channel, block=block)
+    if isinstance(audio, Blocks) and reference is not None:
+        raise InputError(
+            f"--reference with blocks, into which more than {block:g} s of sound is cut: add --block 0"
+        )
     if kind_of(output) == "video":
         from pyro_avse.data.video import check_video, copy_pictures
 
@@ -126,25 +135,53 @@ def enhance(
     elif lips is not None:
         seen = load_lips(lips, fps=fps)
     enhancer = Enhancer(prior, scheme, stft=stft, device=device)
-    recording = enhancer.prepare(audio, seen)
-    clean = None if reference is None else load_audio(reference)
-    if clean is not None:
-        check_same_length(clean, audio)
-
-    for note in notes:
-        say(note)
-    say(f"{noisy}: {len(audio.waveform) / 16000:.2f} s with {model} and {inference}")
-    result, row = measure(enhancer, recording, model, inference, clean, seed)
-    if kind_of(output) == "video":
-        copy_pictures(output, noisy, result.speech, result.sample_rate)
+    clean = None
+    if isinstance(audio, Blocks):
+        row = _enhance_blocks(enhancer, audio, seen, noisy, output, seed)
+        row |= {"model": model, "inference": inference}
+        for note in notes:
+            say(note)
     else:
-        save_audio(output, result.speech, result.sample_rate)
+        recording = enhancer.prepare(audio, seen)
+        clean = None if reference is None else load_audio(reference)
+        if clean is not None:
+            check_same_length(clean, audio)
+        for note in notes:
+            say(note)
+        say(f"{noisy}: {len(audio.waveform) / 16000:.2f} s with {model} and {inference}")
+        result, row = measure(enhancer, recording, model, inference, clean, seed)
+        if kind_of(output) == "video":
+            copy_pictures(output, noisy, result.speech, result.sample_rate)
+        else:
+            save_audio(output, result.speech, result.sample_rate)
     row["files"] = {"speech": str(output)}
     say(f"wrote {output} in {row['seconds']:.1f} s ({row['real_time_factor']:.2f} x real time)")
     if as_json:
         print(json.dumps(row))
     elif clean is not None:
         print_scores([row])
+
+
+def _enhance_blocks(
+    enhancer: Any, blocks: Any, lips: Any, noisy: Path, output: Path, seed: int
+) -> dict[str, Any]:
+    """Enhance a long recording into `output`; its row."""
+    import numpy as np
+
+    from pyro_avse.data.audio import save_pieces
+    from pyro_avse.data.utterance import kind_of
+    from pyro_avse.long import measure_blocks
+
+    def write(pieces: Iterator[Any]) -> None:
+        if kind_of(output) == "video":
+            from pyro_avse.data.video import copy_pictures
+
+            copy_pictures(output, noisy, np.concatenate(list(pieces)), blocks.sample_rate)
+        else:
+            save_pieces(output, pieces, blocks.sample_rate)
+
+    with progress_bar() as update:
+        return measure_blocks(enhancer, blocks, lips, write, seed=seed, progress=update)
 
 
 def print_scores(rows: list[dict[str, Any]]) -> None:

@@ -45,6 +45,9 @@ def evaluate(
         str, typer.Option(help="Speech level of an SNR: over the whole clip, or active speech.")
     ] = "clip",
     seed: SeedOption = 0,
+    batch: Annotated[
+        int, typer.Option(min=1, help="Mixtures enhanced at once; draws differ with it.")
+    ] = 1,
     jobs: Annotated[int, typer.Option(min=1, help="Processes, one thread each.")] = 1,
     scheduler: Annotated[
         str | None, typer.Option(help="Address of a dask scheduler: tcp://HOST:PORT.")
@@ -75,6 +78,7 @@ def evaluate(
             settings=read_settings(settings),
             lips=split_names(lips, "--lips"),
             bad_lips=bad_lips,
+            batch=batch,
             jobs=jobs,
             cluster="local" if cluster else scheduler,
             device=device,

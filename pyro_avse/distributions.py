@@ -50,7 +50,8 @@ class ComplexNormal(TorchDistribution):  # type: ignore[misc]
     """Proper complex Gaussian with mean `loc` and variance exp(`log_variance`), elementwise (1).
 
     Args:
-        loc: mean, complex or real, broadcasting with `log_variance`.
+        loc: mean, complex or real, broadcasting with `log_variance`; kept as given, so that |s - loc|^2 is computed
+            once for all that share it.
         log_variance: log E|s - loc|^2, real. `Decoder` returns it as it is.
 
     `.to_event(1)` makes a frame of F coefficients one event. Sampling is reparametrised:
@@ -73,12 +74,12 @@ class ComplexNormal(TorchDistribution):  # type: ignore[misc]
                 log_variance.dtype.to_complex() if isinstance(loc, complex) else log_variance.dtype
             )
             loc = torch.tensor(loc, dtype=dtype, device=log_variance.device)
-        self.loc, self.log_variance = torch.broadcast_tensors(loc, log_variance)
+        self.loc, self.log_variance = loc, torch.broadcast_tensors(loc, log_variance)[1]
         super().__init__(self.log_variance.shape, validate_args=validate_args)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "ComplexNormal":
         new = self._get_checked_instance(ComplexNormal, _instance)
-        new.loc = self.loc.expand(batch_shape)
+        new.loc = self.loc
         new.log_variance = self.log_variance.expand(batch_shape)
         super(ComplexNormal, new).__init__(torch.Size(batch_shape), validate_args=False)
         new._validate_args = self._validate_args
@@ -87,7 +88,7 @@ class ComplexNormal(TorchDistribution):  # type: ignore[misc]
     @property
     def mean(self) -> Tensor:
         """E s = loc."""
-        return self.loc
+        return self.loc.expand(self.batch_shape)
 
     @property
     def variance(self) -> Tensor:
@@ -123,4 +124,5 @@ def align_components(normal: Independent, batch_dims: int) -> Independent:
         missing = batch_dims + 1 - parameter.dim()
         return parameter.reshape(len(parameter), *[1] * missing, *parameter.shape[1:])
 
-    return Independent(Normal(align(normal.mean), align(normal.stddev), validate_args=False), 1)
+    scale = align(normal.base_dist.scale)
+    return Independent(Normal(align(normal.mean), scale, validate_args=False), 1)

@@ -1,14 +1,18 @@
-"""A noisy recording in, speech and noise out: STFT, prior and inference scheme put together."""
+"""A noisy recording in, speech and noise out: STFT, prior and inference scheme put together.
+
+Several at once: `Enhancer.batch`. One that is too long for memory: `pyro_avse.long`.
+"""
 
 import inspect
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float32, Shaped
+from torch.nn.utils.rnn import pad_sequence
 
 from pyro_avse.checkpoint import load_prior
 from pyro_avse.data.audio import SAMPLE_RATE, Audio, audio_from_array, restore
@@ -16,6 +20,7 @@ from pyro_avse.data.lips import Lips, lips_from_array, lips_on_grid
 from pyro_avse.defaults import DEFAULT_INFERENCE, DEFAULT_MODEL
 from pyro_avse.inference import KERNELS, SCHEMES
 from pyro_avse.inference.adaptation import Adaptation, DualAveraging, RobbinsMonro
+from pyro_avse.inference.nmf import Dictionary
 from pyro_avse.stft import STFT
 from pyro_avse.typing import InputError, Kernel, Scheme, Separation, Spectrum
 
@@ -38,7 +43,8 @@ class Enhanced:
     """Frame centres, in seconds."""
     objective: Float[np.ndarray, "iteration"]
     separation: Separation
-    """All that the scheme returned, chains included, on its device."""
+    """All that the scheme returned, chains included, on its device. Of a batch: this recording's, cut to its frames,
+    but for `target`, which is the whole batch's, and `chains`, which is None."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +112,17 @@ class Enhancer:
     ) -> "Recording":
         """Check one recording and its lips and put both on the STFT's grid; arguments as for a call."""
         audio = mixture if isinstance(mixture, Audio) else audio_from_array(mixture, sample_rate)
+        if lips is not None and not isinstance(lips, Lips):
+            if fps is None:
+                raise InputError("lips without their frame rate: give fps")
+            lips = lips_from_array(lips, fps)
+        return self.place(audio, lips, 0.0, len(audio.waveform) / SAMPLE_RATE)
+
+    def place(self, audio: Audio, lips: Lips | None, start: float, duration: float) -> "Recording":
+        """Sound that begins at second `start` of a recording, on the STFT's grid, with what its lips show meanwhile.
+
+        `lips` are of the whole recording, which lasts `duration` seconds. Raises InputError as `prepare`.
+        """
         x = self.stft.analyse(torch.from_numpy(audio.waveform).to(self.device))
         if lips is None:
             if self.prior.requires_lips:
@@ -113,21 +130,57 @@ class Enhancer:
                     f"{type(self.prior).__name__} needs the lips: give --lips (lips=), or take a_vae"
                 )
             return Recording(audio, x, None)
-        if not isinstance(lips, Lips):
-            if fps is None:
-                raise InputError("lips without their frame rate: give fps")
-            lips = lips_from_array(lips, fps)
-        seen = lips_on_grid(lips, self.stft.frame_times(len(x)), len(audio.waveform) / SAMPLE_RATE)
+        seen = lips_on_grid(lips, start + self.stft.frame_times(len(x)), duration)
         on_device = torch.from_numpy(seen).to(self.device) if self.prior.uses_lips else None
         return Recording(audio, x, on_device)
 
-    def separate(self, recording: "Recording", *, seed: int = 0) -> Enhanced:
-        """Speech and noise of a prepared recording, at its own rate, length and level."""
-        audio, x = recording.audio, recording.spectrum
+    def separate(
+        self, recording: "Recording", *, seed: int = 0, dictionary: Dictionary | None = None
+    ) -> Enhanced:
+        """Speech and noise of a prepared recording, at its own rate, length and level.
+
+        `dictionary` (rank, freq): where W starts, for the schemes that take one (`vem`, `mcem`).
+        """
+        start: dict[str, Any] = {} if dictionary is None else {"dictionary": dictionary}
+        prior = self._prior_of(recording)
+        result = self.inference(prior, recording.spectrum, recording.lips, seed=seed, **start)
+        return self._enhanced(recording, result)
+
+    def batch(self, recordings: Sequence["Recording"], *, seed: int = 0) -> list[Enhanced]:
+        """Several prepared recordings in one run of the scheme, as utterances padded to the longest.
+
+        Neither padding nor another recording's sound enters into a recording's result, but all share one stream of
+        random numbers: what is drawn for one depends on how many there are and how long the longest is. One recording
+        alone is `separate` of it, to the last bit. Any scheme can; one that stops by itself goes on until all are done,
+        and `nuts`, `auto_normal` take utterances one after the other, so that they gain little.
+
+        Raises:
+            InputError: none; some with lips and some without, or lips of two types: what stands in one tensor is alike.
+            Divergence: in any of them.
+        """
+        kinds = {None if r.lips is None else r.lips.dtype for r in recordings}
+        if len(kinds) != 1:
+            found = ", ".join(sorted("no lips" if k is None else f"lips {k}" for k in kinds))
+            raise InputError(f"a batch of {found or 'no recordings'}: give one or more of one kind")
+        if len(recordings) == 1:
+            return [self.separate(recordings[0], seed=seed)]
+        lengths = torch.tensor([len(r.spectrum) for r in recordings], device=self.device)
+        x = pad_sequence([r.spectrum for r in recordings], batch_first=True)
+        seen = [r.lips for r in recordings if r.lips is not None]
+        lips = pad_sequence(seen, batch_first=True) if seen else None
+        mask = torch.arange(x.shape[1], device=self.device) < lengths[:, None]
+        result = self.inference(self._prior_of(recordings[0]), x, lips, mask=mask, seed=seed)
+        return [
+            self._enhanced(r, of_utterance(result, i, len(r.spectrum)))
+            for i, r in enumerate(recordings)
+        ]
+
+    def _prior_of(self, recording: "Recording") -> Any:
         prior = self.prior
-        if recording.lips is None:
-            prior = getattr(prior, "without_lips", prior)
-        result = self.inference(prior, x, recording.lips, seed=seed)
+        return getattr(prior, "without_lips", prior) if recording.lips is None else prior
+
+    def _enhanced(self, recording: "Recording", result: Separation) -> Enhanced:
+        audio = recording.audio
         speech = self.stft.synthesise(result.speech, len(audio.waveform)).cpu().numpy()
         return Enhanced(
             speech=restore(speech, audio),
@@ -135,10 +188,29 @@ class Enhancer:
             sample_rate=audio.sample_rate,
             speech_16k=speech,
             responsibilities=result.responsibilities.cpu().numpy(),
-            frame_times=self.stft.frame_times(len(x)),
+            frame_times=self.stft.frame_times(len(recording.spectrum)),
             objective=result.objective.cpu().numpy(),
             separation=result,
         )
+
+
+def of_utterance(batch: Separation, index: int, frames: int) -> Separation:
+    """One utterance of a separation with one utterance axis, cut to its frames.
+
+    A target cannot be cut, and stays the batch's; chains are left out, as their kernel may hold step sizes of all.
+    """
+    return replace(
+        batch,
+        speech=batch.speech[index, :frames],
+        responsibilities=batch.responsibilities[:, index, :frames],
+        mixing_weight=batch.mixing_weight[:, index],
+        dictionary=batch.dictionary[index],
+        activations=batch.activations[index, :frames],
+        objective=batch.objective[:, index],
+        z=batch.z[:, index, :frames],
+        gain=None if batch.gain is None else batch.gain[index, :frames],
+        chains=None,
+    )
 
 
 def enhance(

@@ -4,8 +4,8 @@
 
 Rows are written as they come; called again, a sweep that was stopped, or killed, goes on where it was. A mixture
 depends on its clip, noise, SNR and the protocol's seed and on nothing else; `pyro_avse.mixtures` makes it again from a
-row. What fails is a row with its reason. `pyro_avse.results` reads and averages the rows, `pyro_avse.report` draws
-them.
+row. With `batch` several are enhanced at once and share one stream of random numbers: then a row's draws depend on its
+batch too. What fails is a row with its reason. `pyro_avse.results` reads the rows, `pyro_avse.report` draws them.
 
 Work is done here, in processes of this machine (`jobs`), or by the workers of dask.distributed (`cluster`), who must
 see the same folders. Processes are spawned: a script that asks for them guards its calls by
@@ -19,25 +19,27 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 from pyro_avse.checkpoint import load_prior
+from pyro_avse.data.audio import SAMPLE_RATE
 from pyro_avse.data.noise import Level
 from pyro_avse.data.utterance import Split
 from pyro_avse.defaults import DEFAULT_INFERENCE
-from pyro_avse.enhancer import Enhancer, find_device
+from pyro_avse.enhancer import Enhanced, Enhancer, Recording, find_device
 from pyro_avse.files import make_folder, write_atomically
-from pyro_avse.measure import measure
 from pyro_avse.metrics import NAMES, auc, score
-from pyro_avse.mixtures import Mixture, mix
+from pyro_avse.mixtures import Mixed, Mixture, mix
 from pyro_avse.protocol import (
     Run,
     Unit,
@@ -57,6 +59,11 @@ MERGE_EVERY = 500
 SECONDS_TO_CONNECT = 10
 """To a scheduler of dask."""
 Progress = Callable[[int, int], None]
+Batch = tuple[Unit, ...]
+"""What a process does at a time: mixtures that are enhanced at once, with the runs that are still to do on each."""
+Outcome = tuple[tuple[Enhanced, float] | None, str | None]
+"""Of one mixture: what came out and its seconds, or why nothing did."""
+T = TypeVar("T")
 
 
 def evaluate(
@@ -74,6 +81,7 @@ def evaluate(
     settings: Mapping[str, JSON] | None = None,
     lips: Sequence[str] = ("clean",),
     bad_lips: float = 1 / 3,
+    batch: int = 1,
     jobs: int = 1,
     cluster: str | None = None,
     device: str = "cpu",
@@ -96,6 +104,8 @@ def evaluate(
         lips: what the models are shown: "clean", "patch", "frozen", "black" (`pyro_avse.data.corrupt`), or "mixed",
             one of the three for each mixture. `auc` of a row says how well r(audio) tells the bad frames.
         bad_lips: share of the pictures that are bad, where not "clean".
+        batch: mixtures enhanced at once, `seconds` being each one's share by its length. A folder holds rows of one
+            batch size. A batch that fails is done again one by one.
         jobs: processes, one torch thread each; 1 is this one.
         cluster: address of a dask scheduler; "local" starts one with `jobs` workers.
         retry: do the rows that failed again.
@@ -118,6 +128,7 @@ def evaluate(
         settings=settings,
         lips=lips,
         bad_lips=bad_lips,
+        batch=batch,
     )
     find_device(device)
     join_protocol(out, new)  # refuses before any folder is made
@@ -129,10 +140,9 @@ def evaluate(
         wanted = joined | {"sweeps": new["sweeps"]}
         total = len(joined["clips"]) * math.prod(map(len, new["sweeps"][0].values()))
         rows = load_results(out)
-        to_do = list(
-            units(wanted, set(rows["key"][rows["failure"].isna()] if retry else rows["key"]))
-        )
-        done = merged = total - sum(len(runs) for _, runs in to_do)
+        finished = set(rows["key"][rows["failure"].isna()] if retry else rows["key"])
+        to_do = list(_batches(wanted, finished))
+        done = merged = total - sum(len(runs) for one in to_do for _, runs in one)
         with closing(_run_all(out, to_do, jobs, cluster, device)) as counts:
             for count in counts:
                 done += count
@@ -145,22 +155,24 @@ def evaluate(
         return load_results(out)
 
 
-def run_unit(folder: Path, unit: Unit, device: str = "cpu") -> int:
-    """Make one mixture, enhance and score it by each of its runs, write each row at once; how many."""
+def run_batch(folder: Path, batch: Batch, device: str = "cpu") -> int:
+    """Make the mixtures, enhance them by each run, score them, write each row at once; how many."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        mixture, runs = unit
-        shared = _mixture_row(mixture)
-        made: JSON = {}
-        reason = _attempt(partial(_mix, mixture, shared, made))
-        for run in runs:
-            row = shared | {"model": run.model, "inference": run.inference}
-            row["key"] = row_key(**row)
-            row["failure"] = reason or _attempt(partial(_enhance, mixture, made, run, row, device))
-            row["reasons"] = json.dumps(row["reasons"])
-            write_row(folder, row)
-        return len(runs)
+        made = [_make(mixture) for mixture, _ in batch]
+        for run in dict.fromkeys(run for _, runs in batch for run in runs):
+            outcomes = _enhance(run, made, device)
+            for (_, runs), one, (result, reason) in zip(batch, made, outcomes, strict=True):
+                if run not in runs:
+                    continue
+                row = one.row | {"model": run.model, "inference": run.inference}
+                row["key"] = row_key(**row)
+                if result is not None and one.mixed is not None:
+                    _, reason = _attempt(partial(_fill_in, row, one.mixed, *result))
+                row["failure"], row["reasons"] = reason, json.dumps(row["reasons"])
+                write_row(folder, row)
+        return sum(len(runs) for _, runs in batch)
     finally:
         torch.set_num_threads(before)
 
@@ -172,57 +184,116 @@ def find_enhancer(run: Run, device: str = "cpu") -> Enhancer:
     return Enhancer(prior, scheme, stft=stft, device=device)
 
 
-def _mixture_row(mixture: Mixture) -> JSON:
-    """The columns of a mixture, scores missing."""
+def _batches(protocol: JSON, done: set[str]) -> Iterator[Batch]:
+    """The sweep's mixtures, so many at once as it says, but for what is done.
+
+    Which mixtures are together does not depend on what is done: a batch that was stopped is made again as it was.
+    """
+    every, size = list(units(protocol)), protocol["batch"]
+    for first in range(0, len(every), size):
+        batch = tuple(
+            (mixture, tuple(run for run in runs if _key(mixture, run) not in done))
+            for mixture, runs in every[first : first + size]
+        )
+        if any(runs for _, runs in batch):
+            yield batch
+
+
+def _key(mixture: Mixture, run: Run) -> str:
+    return row_key(**vars(mixture), model=run.model, inference=run.inference)
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A mixture, and the columns that its rows share."""
+
+    row: JSON
+    name: Path
+    mixed: Mixed | None
+    failure: str | None
+
+
+def _make(mixture: Mixture) -> _Made:
+    """Make the mixture and score it; what its noise was is noted in the row."""
     scores = dict.fromkeys((f"{n}_{side}" for n in NAMES for side in ("in", "out")), math.nan)
     names = ("clip", "speaker", "noise", "snr", "lips", "seed")
-    return {name: getattr(mixture, name) for name in names} | scores | {"reasons": {}}
+    row = {name: getattr(mixture, name) for name in names} | scores | {"reasons": {}}
+
+    def make() -> Mixed:
+        mixed = mix(mixture)
+        before = score(mixed.noisy.waveform, mixed.clean.waveform)
+        row.update(
+            noise_files=list(mixed.segment.files),
+            noise_starts=list(mixed.segment.starts),
+            noise_looped=mixed.segment.looped,
+            noise_gain=mixed.gain,
+            reasons={"in": before.reasons},
+            **{f"{name}_in": getattr(before, name) for name in NAMES},
+        )
+        return mixed
+
+    return _Made(row, mixture.lips_file or mixture.audio, *_attempt(make))
 
 
-def _attempt(work: Callable[[], object]) -> str | None:
-    """Why the work failed; None: it did not. One clip must not end a sweep of days."""
+def _attempt(work: Callable[[], T]) -> tuple[T | None, str | None]:
+    """What the work returns, or why it failed. One clip must not end a sweep of days."""
     try:
-        work()
+        return work(), None
     except Exception as error:
-        return f"{type(error).__name__}: {' '.join(str(error).split())}"
-    return None
+        return None, f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
-def _mix(mixture: Mixture, row: JSON, made: JSON) -> None:
-    """Make the mixture and score it; what its noise was is noted in the row."""
-    mixed = mix(mixture)
-    before = score(mixed.noisy.waveform, mixed.clean.waveform)
-    row |= {
-        "noise_files": list(mixed.segment.files),
-        "noise_starts": list(mixed.segment.starts),
-        "noise_looped": mixed.segment.looped,
-        "noise_gain": mixed.gain,
-        "reasons": {"in": before.reasons},
-        **{f"{name}_in": getattr(before, name) for name in NAMES},
-    }
-    made |= {"mixed": mixed, "before": before}
+def _enhance(run: Run, made: list[_Made], device: str) -> list[Outcome]:
+    """What one model and scheme make of the mixtures, all at once whose lips are of one kind."""
+    outcomes: list[Outcome] = [(None, one.failure) for one in made]
+    alike: dict[Any, dict[int, Recording]] = {}
+    for i, one in enumerate(made):
+        if one.mixed is not None:
+            recording, reason = _attempt(partial(_prepare, run, one.name, one.mixed, device))
+            outcomes[i] = None, reason
+            if recording is not None:
+                kind = None if recording.lips is None else recording.lips.dtype
+                alike.setdefault(kind, {})[i] = recording
+    for recordings in alike.values():
+        seeds = [made[i].row["seed"] for i in recordings]
+        found = _separate(find_enhancer(run, device), list(recordings.values()), seeds)
+        for i, outcome in zip(recordings, found, strict=True):
+            outcomes[i] = outcome
+    return outcomes
 
 
-def _enhance(mixture: Mixture, made: JSON, run: Run, row: JSON, device: str) -> None:
-    """Fill in what one model and scheme make of the mixture."""
-    enhancer, mixed = find_enhancer(run, device), made["mixed"]
+def _prepare(run: Run, name: Path, mixed: Mixed, device: str) -> Recording:
+    enhancer = find_enhancer(run, device)
     try:
-        recording = enhancer.prepare(mixed.noisy, mixed.lips)
+        return enhancer.prepare(mixed.noisy, mixed.lips)
     except InputError as error:
-        raise InputError(f"{mixture.lips_file or mixture.audio}: {error}") from None
-    names = (run.model, run.inference, mixed.clean, row["seed"])
-    result, measured = measure(enhancer, recording, *names, before=made["before"])
-    after, heard = measured["output"], result.responsibilities[0]
+        raise InputError(f"{name}: {error}") from None
+
+
+def _separate(enhancer: Enhancer, recordings: list[Recording], seeds: list[int]) -> list[Outcome]:
+    """At once, by the first one's seed; where that fails one by one, each by its own."""
+    start = time.perf_counter()
+    results, reason = _attempt(partial(enhancer.batch, recordings, seed=seeds[0]))
+    if results is not None:
+        pace = (time.perf_counter() - start) / sum(len(result.frame_times) for result in results)
+        return [((result, pace * len(result.frame_times)), None) for result in results]
+    if len(recordings) == 1:
+        return [(None, reason)]
+    return [_separate(enhancer, [r], [s])[0] for r, s in zip(recordings, seeds, strict=True)]
+
+
+def _fill_in(row: JSON, mixed: Mixed, result: Enhanced, seconds: float) -> None:
+    """Note in the row how well the speech came out, and how fast."""
+    after, heard = score(result.speech_16k, mixed.clean.waveform), result.responsibilities[0]
     bad = mixed.bad_on_grid(result.frame_times)
     area, reason = math.nan, "the lips are clean" if bad is None else "the model has one component"
     if bad is not None and len(result.responsibilities) > 1:
         area, reason = auc(heard, bad)
-    row |= {f"{name}_out": math.nan if after[name] is None else after[name] for name in NAMES}
-    row |= {name: measured[name] for name in ("iterations", "seconds", "real_time_factor")}
+    row |= {f"{name}_out": getattr(after, name) for name in NAMES}
+    row |= {"iterations": len(result.objective), "seconds": seconds}
+    row |= {"real_time_factor": seconds * SAMPLE_RATE / len(mixed.noisy.waveform)}
     row |= {"audio_responsibility": float(heard.mean()), "auc": area}
-    row["reasons"] = (
-        row["reasons"] | {"out": after["reasons"]} | ({"auc": reason} if reason else {})
-    )
+    row["reasons"] = row["reasons"] | {"out": after.reasons} | ({"auc": reason} if reason else {})
 
 
 @cache
@@ -244,23 +315,23 @@ def _held(folder: Path) -> Iterator[None]:
 
 
 def _run_all(
-    folder: Path, to_do: list[Unit], jobs: int, cluster: str | None, device: str
+    folder: Path, to_do: list[Batch], jobs: int, cluster: str | None, device: str
 ) -> Generator[int]:
-    """Rows of every unit, as it is done."""
+    """Rows of every batch, as it is done."""
     folder = folder.resolve()
     if cluster is not None:
         return _on_dask(folder, to_do, jobs, cluster, device)
     if jobs > 1 and len(to_do) > 1:
         return _in_processes(folder, to_do, jobs, device)
-    return (run_unit(folder, unit, device) for unit in to_do)
+    return (run_batch(folder, batch, device) for batch in to_do)
 
 
-def _in_processes(folder: Path, to_do: list[Unit], jobs: int, device: str) -> Generator[int]:
+def _in_processes(folder: Path, to_do: list[Batch], jobs: int, device: str) -> Generator[int]:
     others = set(multiprocessing.active_children())
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(min(jobs, len(to_do)), context, initializer=_watch_parent)
     try:
-        for future in as_completed([pool.submit(run_unit, folder, u, device) for u in to_do]):
+        for future in as_completed([pool.submit(run_batch, folder, b, device) for b in to_do]):
             yield future.result()
     except BrokenProcessPool:
         raise InputError(
@@ -288,7 +359,7 @@ def _watch_parent() -> None:
 
 
 def _on_dask(
-    folder: Path, to_do: list[Unit], jobs: int, cluster: str, device: str
+    folder: Path, to_do: list[Batch], jobs: int, cluster: str, device: str
 ) -> Generator[int]:
     try:
         from distributed import Client, KilledWorker, LocalCluster
@@ -310,7 +381,7 @@ def _on_dask(
             raise InputError(
                 f"no dask scheduler at {cluster} ({error}): check --scheduler"
             ) from None
-        futures = [client.submit(run_unit, folder, u, device, pure=False) for u in to_do]
+        futures = [client.submit(run_batch, folder, b, device, pure=False) for b in to_do]
         try:
             for future in as_finished(futures, loop=client.loop):
                 yield future.result()
@@ -322,7 +393,7 @@ def _on_dask(
             raise
         except (
             Exception
-        ) as error:  # `run_unit` keeps its own: the scheduler is lost, or a worker lacks something
+        ) as error:  # `run_batch` keeps its own: the scheduler is lost, or a worker lacks something
             raise InputError(
                 f"dask failed ({type(error).__name__}: {' '.join(str(error).split())}): see that its scheduler runs and"
                 " its workers have pyro_avse and the same folders, and run the same again"

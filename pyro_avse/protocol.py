@@ -16,7 +16,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from pyro_avse.checkpoint import bundled_weights, find_weights, load_prior
+from pyro_avse.checkpoint import bundled_weights, load_prior, weight_files
 from pyro_avse.data.audio import load_audio
 from pyro_avse.data.corpus import choose_split, find_corpus
 from pyro_avse.data.noise import Level, choose_voices
@@ -24,7 +24,6 @@ from pyro_avse.data.utterance import Split, Utterance
 from pyro_avse.enhancer import find_adaptation, find_kernel, find_scheme
 from pyro_avse.inference import SCHEMES
 from pyro_avse.mixtures import LIPS, Mixture, place_mixture
-from pyro_avse.results import row_key
 from pyro_avse.typing import JSON, InputError, Scheme
 
 DRAWN = ("white", "pink", "babble")
@@ -56,7 +55,7 @@ class Run:
 
 
 Unit = tuple[Mixture, tuple[Run, ...]]
-"""What a process does at a time: one mixture, and the runs that are still to do on it."""
+"""One mixture, and the runs that are to do on it."""
 
 
 def make_protocol(
@@ -73,6 +72,7 @@ def make_protocol(
     settings: Mapping[str, JSON] | None = None,
     lips: Sequence[str] = ("clean",),
     bad_lips: float = 1 / 3,
+    batch: int = 1,
 ) -> JSON:
     """The protocol of one call, everything in it looked at; arguments as for `evaluate`.
 
@@ -85,6 +85,8 @@ def make_protocol(
     for condition in lips or ("",):
         if condition not in LIPS:
             raise InputError(f"unknown lips {condition!r}: known are {', '.join(LIPS)}")
+    if batch < 1:
+        raise InputError(f"batches of {batch} mixtures: give 1 or more")
     if not 0 < bad_lips < 1:
         raise InputError(f"a share of bad lips of {bad_lips}: give one between 0 and 1")
     data = Path(data).resolve()
@@ -121,6 +123,7 @@ def make_protocol(
         "seed": seed,
         "level": level,
         "bad_lips": bad_lips,
+        "batch": batch,
         "clips": {clip_name(u): _clip(u, data, OWN in noises) for u in found[:clips]},
         **sweep,
         "sweeps": [
@@ -147,9 +150,9 @@ def join_protocol(folder: Path, new: JSON) -> JSON:
                 f"{folder} has rows, no protocol.json: bring it, or give another --out"
             )
         return new
-    old = read_protocol(folder)
+    old: JSON = {"batch": 1, **read_protocol(folder)}
     cure = "give another --out"
-    for name in ("split", "seed", "level", "bad_lips"):
+    for name in ("split", "seed", "level", "bad_lips", "batch"):
         if old[name] != new[name]:
             raise InputError(
                 f"{folder} holds a sweep of another protocol, with {name} {old[name]}, not {new[name]}: {cure}"
@@ -184,24 +187,17 @@ def read_protocol(folder: Path) -> JSON:
     return found
 
 
-def units(protocol: JSON, done: frozenset[str] | set[str] = frozenset()) -> Iterator[Unit]:
-    """The mixtures of the newest sweep with their runs, clip by clip, but for rows whose key is in `done`."""
+def units(protocol: JSON) -> Iterator[Unit]:
+    """The mixtures of the newest sweep with all their runs, clip by clip."""
     data, sweep = Path(protocol["data"]), protocol["sweeps"][-1]
     pool = find_corpus(data).utterances if "babble" in sweep["noises"] else []
-    runs = [find_run(protocol, m, i) for i in sweep["inference"] for m in sweep["models"]]
+    runs = tuple(find_run(protocol, m, i) for i in sweep["inference"] for m in sweep["models"])
     grid = [(n, s, v) for n in sweep["noises"] for s in sweep["snrs"] for v in sweep["lips"]]
     for clip in protocol["clips"]:
         for noise, snr, lips in grid:
-            place = {"clip": clip, "noise": noise, "snr": snr, "lips": lips}
-            to_do = tuple(
-                run
-                for run in runs
-                if row_key(**place, model=run.model, inference=run.inference) not in done
-            )
-            if to_do:
-                seed = mixture_seed(protocol["seed"], clip, noise, snr)
-                files = tuple(_recordings(protocol, pool, clip, noise, snr, seed))
-                yield place_mixture(protocol, **place, seed=seed, files=files), to_do
+            seed = mixture_seed(protocol["seed"], clip, noise, snr)
+            files = tuple(_recordings(protocol, pool, clip, noise, snr, seed))
+            yield place_mixture(protocol, clip, noise, snr, lips, seed=seed, files=files), runs
 
 
 def find_run(protocol: JSON, model: str, inference: str) -> Run:
@@ -365,9 +361,9 @@ def _clip(utterance: Utterance, data: Path, with_noisy: bool) -> JSON:
 
 def _model(name: str) -> JSON:
     load_prior(name)  # refuses what is no weight file
-    path = find_weights(name)
-    place = name if name in bundled_weights() else str(path.resolve())
-    return {"weights": place, "digest": _digest(path.read_bytes())}
+    files = weight_files(name)
+    place = name if name in bundled_weights() else str(files[0].resolve())
+    return {"weights": place, "digest": _digest(b"".join(file.read_bytes() for file in files))}
 
 
 def _labelled(names: Sequence[str], option: str) -> dict[str, str]:

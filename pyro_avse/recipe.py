@@ -43,9 +43,17 @@ class Data:
     level_range_db: float = 0.0
     """Every frame of a minibatch is made quieter by up to this many dB, uniformly at random: at test time speech lies
     under the peak of the mixture."""
+    tilt_db: float = 0.0
+    """Every frame of a minibatch is tilted by up to this many dB an octave, up or down at random, its power kept: what
+    microphones, rooms and voices differ by."""
     noisy_fraction: float = 0.0
     """Share of the training frames whose audio encoder hears noise: uniform on the power, 0 dB; the target is clean.
     None unless a recipe says so: the paper's third is in default/min_vae_v1 and v2, and paper/all's noisy stages."""
+    level: Literal["peak", "rms"] = "peak"
+    """Every clip is brought to a peak of 1, as recordings are at test time, or to one RMS of its active speech."""
+    augment_lips: float = 0.0
+    """Strength of the random changes to the training lips (`pyro_avse.data.augment`); 0 none, 1 what cameras and faces
+    differ by."""
     hop: int = 533
     """Samples from one STFT frame to the next; the window has 1024."""
 
@@ -61,9 +69,13 @@ class Training:
     """`cosine` lowers the learning rate to 2 % over all epochs."""
     responsibilities: Literal["step", "epoch"] = "step"
     """r(alpha_n): from each step's own draws, or a table refreshed after each epoch (the paper)."""
+    kl_weight: float = 1.0
+    """Of the divergence of z from its prior in the loss; `train_elbo` is that loss, `valid_elbo` the bound itself."""
+    select: Literal["elbo", "enhancement"] = "elbo"
+    """What the best epoch is the best in: the validation ELBO, or `valid_si_sdr`, what mixtures made of validation
+    clips gain by it (`pyro_avse.selection`)."""
     patience: int = 20
-    """Stop after this many epochs without a better validation ELBO, never if it is `epochs`; the best epoch's weights
-    are kept."""
+    """Stop after this many epochs without a better one, never if it is `epochs`; the best epoch's weights are kept."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +149,10 @@ def parse_recipe(content: JSON, *, source: str) -> Recipe:
         )
     if recipe.training.epochs > 0 and recipe.training.patience < 1:
         raise InputError(f"{source} [training]: patience is 0: expected 1 or more")
+    if recipe.data.augment_lips > 2:
+        raise InputError(
+            f"{source} [data]: augment_lips is {recipe.data.augment_lips}: expected a strength from 0 to 2"
+        )
     if recipe.training.epochs > 0 and recipe.training.learning_rate == 0:
         raise InputError(f"{source} [training]: learning_rate is 0: expected more, 1e-4 say")
     if recipe.training.epochs < 1 and not recipe.initialise:

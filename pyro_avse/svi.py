@@ -14,21 +14,24 @@ trained, in turn. Each epoch seeds its own draws, and a snapshot holds all that 
 
 import math
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyro
 import torch
 from jaxtyping import Float
 from pyro import poutine
 from pyro.infer import ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 from pyro.infer.enum import get_importance_trace
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_avse.checkpoint import load_state
+from pyro_avse.data.augment import augment_lips, tilt_spectra
 from pyro_avse.data.frames import Frames
 from pyro_avse.models.mixture import (
     component_elbo_terms,
@@ -52,8 +55,11 @@ class Trainer:
         valid: Frames,
         *,
         elbo: ELBO | None = None,
+        score: Callable[[Any], float] | None = None,
     ) -> None:
-        self.prior, self.recipe, self.elbo = prior, recipe, elbo
+        """`score` of the prior, in dB, then says which epoch is the best, instead of the validation ELBO."""
+        self.prior, self.recipe, self.elbo, self.score = prior, recipe, elbo, score
+        self.criterion = "valid_elbo" if score is None else "valid_si_sdr"
         self.train, self.valid = train, valid
         self.enumerates = check_elbo(prior, elbo, train)
         self.optimiser = torch.optim.Adam(
@@ -69,10 +75,10 @@ class Trainer:
 
     @property
     def finished(self) -> bool:
-        """All epochs run, or none better than the best for `patience` epochs."""
+        """All epochs run, or none better, by the recipe's `select`, than the best for `patience` epochs."""
         if not self.history:
             return False
-        best = max(self.history, key=lambda row: row["valid_elbo"])["epoch"]
+        best = max(self.history, key=lambda row: row[self.criterion])["epoch"]
         last = len(self.history) - 1
         options = self.recipe.training
         return last + 1 >= options.epochs or last - best >= options.patience
@@ -115,7 +121,10 @@ class Trainer:
             **validation,
             "mixing_weight": self.prior.mixing_weight.tolist(),
         }
-        if not self.history or row["valid_elbo"] > max(r["valid_elbo"] for r in self.history):
+        if self.score is not None:
+            row["valid_si_sdr"] = self.score(self.prior)
+        so_far = max((r[self.criterion] for r in self.history), default=-math.inf)
+        if row[self.criterion] > so_far:
             self.best = {name: t.detach().clone() for name, t in self.prior.state_dict().items()}
         self.history.append(row)
         return row
@@ -126,16 +135,23 @@ class Trainer:
         order = torch.randperm(count)
         total = torch.zeros((), device=self.device)
         responsibility = torch.zeros_like(self.prior.mixing_weight)
-        for index in order.split(size):
-            loss, r = self._loss(*self._batch(index), index)
-            self.optimiser.zero_grad(
-                set_to_none=True
-            )  # with a gradient of 0 Adam would still move a resting encoder
-            (loss / len(index)).backward()
-            self.optimiser.step()
-            total -= loss.detach()
+        for number, index in enumerate(order.split(size)):
+            # Pyro checks shapes and values in the first step alone; NaN from later ones shows in validation
+            with nullcontext() if number == 0 else pyro.validation_enabled(False):
+                loss, r = self.step(index)
+            total -= loss
             responsibility += r.sum(-1)
         return float(total) / count, responsibility / count
+
+    def step(self, index: Tensor) -> tuple[Tensor, Responsibilities]:
+        """One step of the optimiser on the training frames `index`; their loss, detached, and r(alpha_n) as it was."""
+        with ScaledCodes(self.recipe.training.kl_weight):
+            loss, r = self._loss(*self._batch(index), index)
+        # none, not 0: with a gradient of 0 Adam would still move a resting encoder
+        self.optimiser.zero_grad(set_to_none=True)
+        (loss / len(index)).backward()
+        self.optimiser.step()
+        return loss.detach(), r
 
     def _loss(
         self, power: Tensor, lips: Tensor | None, heard: Tensor, index: Tensor
@@ -153,10 +169,10 @@ class Trainer:
             return loss, power.new_ones(1, len(power))
         if self.table is None and self.elbo is None:
             J = enumerated_negative_elbo(self.prior, power, lips, **heard_by)
-            r = update_responsibilities(J.detach(), pi)
-            return mixture_free_energy(r, J, pi).sum(), r
+            log_joint = pi.log()[:, None] - J
+            return -torch.logsumexp(log_joint, 0).sum(), torch.softmax(log_joint.detach(), 0)
         if self.table is not None:
-            r = self.table[:, index].to(power.device)
+            r = self.table.index_select(1, index).to(power.device)
         else:
             with torch.no_grad():
                 J = component_negative_elbo(self.prior, power, lips, **heard_by)
@@ -176,7 +192,7 @@ class Trainer:
 
     def _batch(self, index: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
         """Clean power, lips, and the power that the audio encoder hears."""
-        power = heard = self.train.power[index].to(self.device)
+        power = heard = self.train.power.index_select(0, index).to(self.device)
         lips = self.train.lips
         if self.noise_level:
             hit = self.noisy[index].to(self.device)[:, None]
@@ -184,7 +200,13 @@ class Trainer:
         if quieter := self.recipe.data.level_range_db:
             scale = 10 ** (-0.1 * quieter * torch.rand(len(index), 1, device=self.device))
             power, heard = scale * power, scale * heard
-        return power, None if lips is None else lips[index].to(self.device), heard
+        if steepest := self.recipe.data.tilt_db:
+            power, heard = tilt_spectra(power, heard, steepest)
+        if lips is not None:
+            lips = lips.index_select(0, index).to(self.device)
+            if strength := self.recipe.data.augment_lips:
+                lips = augment_lips(lips, strength)
+        return power, lips, heard
 
     def _noise_injection(self) -> tuple[float, Tensor]:
         """Level and frames of the noise on the audio encoder's input (Sec. IV-B): uniform on the power, 0 dB.
@@ -246,7 +268,19 @@ class Trainer:
     def digest(self) -> list[int]:
         """A checksum of all training and validation frames: another order is other data."""
         parts = (self.train.power, self.train.lips, self.valid.power, self.valid.lips)
-        return [zlib.crc32(part.numpy().tobytes()) for part in parts if part is not None]
+        return [zlib.crc32(part.numpy().data) for part in parts if part is not None]
+
+
+class ScaledCodes(Messenger):  # type: ignore[misc]
+    """Within it the log densities of "z", in model and guide, count `weight` times: a weight on its divergence."""
+
+    def __init__(self, weight: float) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] == "z":
+            msg["scale"] = msg["scale"] * self.weight
 
 
 def enumerated_negative_elbo(
@@ -264,11 +298,12 @@ def enumerated_negative_elbo(
     held = power.new_ones(prior.num_components, len(power)) / prior.num_components  # not used by J
     given = {"responsibilities": held, "encoder_power": encoder_power}
     with poutine.enum(first_available_dim=-2):
-        model_trace, guide_trace = get_importance_trace(
-            "flat", 1, prior.model, prior.guide, (power, lips), given
-        )
-    model, guide = model_trace.nodes, guide_trace.nodes
-    return guide["z"]["log_prob"] - model["s"]["log_prob"] - model["z"]["log_prob"]
+        guide = poutine.trace(prior.guide).get_trace(power, lips, **given)
+        model = poutine.trace(poutine.replay(prior.model, guide)).get_trace(power, lips, **given)
+    for trace in (guide, model):
+        trace.compute_log_prob(lambda name, site: name != "alpha")
+    log_q, log_p = guide.nodes["z"]["log_prob"], model.nodes["z"]["log_prob"]
+    return log_q - model.nodes["s"]["log_prob"] - log_p
 
 
 @torch.no_grad()
@@ -288,8 +323,10 @@ def validate(prior: Any, frames: Frames, *, seed: int) -> JSON:
             prior.active_encoder = encoder
         with seeded(seed, device=device):
             for index in torch.arange(len(frames)).split(4096):
-                power = frames.power[index].to(device)
-                lips = None if frames.lips is None else frames.lips[index].to(device)
+                power = frames.power.index_select(0, index).to(device)
+                lips = frames.lips
+                if lips is not None:
+                    lips = lips.index_select(0, index).to(device)
                 kl, log_likelihood = component_elbo_terms(prior, power, lips)
                 J = kl - log_likelihood
                 r = update_responsibilities(J, prior.mixing_weight)
@@ -331,6 +368,9 @@ def check_elbo(prior: Any, elbo: ELBO | None, frames: Frames) -> bool:
             raise InputError(
                 f'the guide\'s site {name!r} is not enumerated: add infer={{"enumerate": "parallel"}}'
             )
+    if discrete:  # Pyro's own checks that the pair fits, once for the run
+        with torch.random.fork_rng(), poutine.enum(first_available_dim=-2):
+            get_importance_trace("flat", 1, prior.model, prior.guide, (power, lips), {})
     return bool(discrete)
 
 

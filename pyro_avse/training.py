@@ -31,6 +31,7 @@ from pyro_avse.enhancer import find_device
 from pyro_avse.files import make_folder, write_atomically
 from pyro_avse.models import MODELS
 from pyro_avse.recipe import Pipeline, Recipe, load_recipe, split_source
+from pyro_avse.selection import EnhancementScore
 from pyro_avse.stft import STFT
 from pyro_avse.svi import Trainer, seeded
 from pyro_avse.typing import JSON, InputError
@@ -92,7 +93,14 @@ def train(
         report = progress
         if progress is not None and name:
             report = partial(_report, progress, name)
-        done[name] = _train_stage(stage, done, load, out / name, resume, device, elbo, report)
+        score = None
+        if stage.training.select == "enhancement" and stage.training.epochs > 0:
+            valid = [u for root in roots for u in find_utterances(root, "valid")]
+            prior, stft = rehearsed[name]
+            score = EnhancementScore(valid, stft, with_lips=bool(prior.uses_lips), seed=stage.seed)
+        done[name] = _train_stage(
+            stage, done, load, out / name, resume, device, elbo, score, report
+        )
     return done[name]
 
 
@@ -108,6 +116,7 @@ def _train_stage(
     resume: bool,
     device: torch.device,
     elbo: ELBO | None,
+    score: EnhancementScore | None,
     progress: Callable[[JSON], None] | None,
 ) -> Path:
     """One recipe into one folder, from where its checkpoint stands."""
@@ -125,7 +134,8 @@ def _train_stage(
         save_tensors(out / CHECKPOINT, {}, header)
         save_prior(out / WEIGHTS, prior, stft, half=recipe.half_precision)
         return out / WEIGHTS
-    trainer = Trainer(prior, recipe, *_load_frames(recipe, prior, load), elbo=elbo)
+    frames = _load_frames(recipe, prior, load)
+    trainer = Trainer(prior, recipe, *frames, elbo=elbo, score=score)
     if checkpoint is not None:
         trainer.restore(*checkpoint, path=out / CHECKPOINT)
     if progress is not None:
@@ -284,7 +294,8 @@ def _load_frames(recipe: Recipe, prior: Any, load: Callable[..., Frames]) -> lis
     if recipe.training.epochs == 0:
         return []
     floor, stft = recipe.data.noise_floor_db or None, STFT(hop=recipe.data.hop)
-    return [load(split, stft, prior.uses_lips, floor, recipe.seed) for split in SPLITS]
+    settings = (stft, prior.uses_lips, floor, recipe.seed, recipe.data.level)
+    return [load(split, *settings) for split in SPLITS]
 
 
 def _load_split(
@@ -294,6 +305,7 @@ def _load_split(
     with_lips: bool,
     noise_floor_db: float | None,
     seed: int,
+    level: Literal["peak", "rms"],
 ) -> Frames:
     utterances = [u for root in roots for u in find_utterances(root, split)]
     if with_lips and not any(u.lips for u in utterances):
@@ -302,5 +314,10 @@ def _load_split(
             "add them, or train a_vae"
         )
     return load_frames(
-        utterances, stft, with_lips=with_lips, noise_floor_db=noise_floor_db, seed=seed
+        utterances,
+        stft,
+        with_lips=with_lips,
+        noise_floor_db=noise_floor_db,
+        seed=seed,
+        level=level,
     )

@@ -2,16 +2,19 @@
 and level out.
 
 `load_audio` (or `audio_from_array`) refuses what cannot be enhanced, `restore` undoes its
-resampling and scaling, and `save_audio` writes a whole file or nothing.
+resampling and scaling, and `save_audio` writes a whole file or nothing. What is too long for memory
+comes in blocks (`open_blocks`, `cut_blocks`) and goes in pieces (`save_pieces`).
 """
 
 import contextlib
 import io
+import math
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import soundfile
@@ -45,6 +48,22 @@ class Audio:
     """Where it was read; None for an array."""
 
 
+@dataclass(frozen=True)
+class Blocks:
+    """A recording in blocks, each sharing some time with the next; one is in memory at a time."""
+
+    spans: list[tuple[int, int]]
+    """First sample of each block, and the one after its last, at the recording's rate."""
+    sample_rate: int
+    read: Callable[[], Iterator[Audio]]
+    """The blocks, from the first, in the unit of the whole recording: its peak is 1, not each block's."""
+
+    @property
+    def num_samples(self) -> int:
+        """Of the recording, at its own rate."""
+        return self.spans[-1][1]
+
+
 def load_audio(path: str | os.PathLike[str], *, channel: str | int = "first") -> Audio:
     """Read one channel of a sound file in any format of libsndfile, or of the sound of a video.
 
@@ -63,14 +82,8 @@ def load_audio(path: str | os.PathLike[str], *, channel: str | int = "first") ->
 
         samples, sample_rate = read_sound(path)
         return _normalise(_pick(samples, channel, path), sample_rate, name=str(path), path=path)
-    try:
-        samples, sample_rate = soundfile.read(path, dtype="float64", always_2d=True)
-    except soundfile.LibsndfileError as err:
-        raise InputError(
-            f"{path} cannot be read as sound ({err.error_string}): convert it to .wav or .flac"
-        ) from err
-    except TypeError as err:  # what soundfile says of .raw, which has no header
-        raise InputError(f"{path} does not say its sample rate: convert it to .wav") from err
+    with _opened(path) as file:
+        samples, sample_rate = file.read(dtype="float64", always_2d=True), file.samplerate
     return _normalise(_pick(samples, channel, path), sample_rate, name=str(path), path=path)
 
 
@@ -87,6 +100,48 @@ def audio_from_array(mixture: Shaped[np.ndarray, "..."], sample_rate: int) -> Au
     if sample_rate < 1:
         raise InputError(f"mixture has sample rate {sample_rate}: give it in Hz, such as 16000")
     return _normalise(mixture.astype(np.float64), int(sample_rate), name="mixture", path=None)
+
+
+def open_blocks(
+    path: Path, *, seconds: float, overlap: float, channel: str | int = "first"
+) -> Blocks:
+    """A sound file in blocks of at most `seconds`, neighbours sharing `overlap` seconds; read once for its peak.
+
+    Raises InputError as `load_audio` does, but knows no videos; and for a file that ends early, blocks too short.
+    """
+    with _opened(path) as file:
+        rate, num_samples = file.samplerate, file.frames
+    _check_length(num_samples, rate, path)
+    spans = _spans(num_samples, rate, seconds, overlap)
+    loudest = peak = 0.0
+    for (start, _), samples in zip(spans, _read_spans(path, spans, channel), strict=True):
+        _check_finite(samples, rate, path, start)
+        loudest = max(loudest, float(np.abs(samples).max()))
+        peak = max(peak, float(np.abs(_resample(samples, rate, SAMPLE_RATE)).max()))
+    if loudest == 0:
+        raise _silent(path, num_samples)
+    _check_band(peak / loudest, path)
+
+    def read() -> Iterator[Audio]:
+        for samples in _read_spans(path, spans, channel):
+            waveform = (_resample(samples, rate, SAMPLE_RATE) / peak).astype(np.float32)
+            yield Audio(waveform, peak, rate, len(samples), path)
+
+    return Blocks(spans, rate, read)
+
+
+def cut_blocks(audio: Audio, *, seconds: float, overlap: float) -> Blocks:
+    """The same of a recording in memory."""
+    rate = audio.sample_rate
+    spans = _spans(audio.num_samples, rate, seconds, overlap)
+
+    def read() -> Iterator[Audio]:
+        for start, stop in spans:
+            end = None if stop == audio.num_samples else stop * SAMPLE_RATE // rate
+            waveform = audio.waveform[start * SAMPLE_RATE // rate : end]
+            yield Audio(waveform, audio.peak, rate, stop - start, audio.path)
+
+    return Blocks(spans, rate, read)
 
 
 def restore(
@@ -132,6 +187,8 @@ def save_audio(
             f"{path} cannot hold {sample_rate} Hz mono ({err.error_string}): write .wav or .flac"
         ) from err
 
+    _forget_time(encoded)
+
     def write(part: Path) -> None:
         with part.open("xb") as file:
             file.write(encoded.getbuffer())
@@ -140,6 +197,40 @@ def save_audio(
         part.replace(os.path.realpath(path))
 
     beside(path, write)
+
+
+def save_pieces(
+    path: str | os.PathLike[str],
+    pieces: Iterable[Float[np.ndarray, "sample"]],
+    sample_rate: int,
+) -> None:
+    """`save_audio` of a waveform that comes piece by piece: written beside as it comes, renamed when whole."""
+    path = Path(path)
+    check_writable(path)
+    file_format = _format(path)
+    options = {"subtype": SUBTYPES.get(file_format), "format": file_format}
+
+    def write(part: Path) -> None:
+        with soundfile.SoundFile(part, "x", sample_rate, 1, **options) as file:
+            for piece in pieces:
+                if not np.isfinite(piece).all():
+                    raise InputError(
+                        f"{path} not written: the waveform holds NaN or infinite samples"
+                    )
+                file.write(piece)
+        with part.open("r+b") as written:
+            _forget_time(written)
+            written.flush()
+            os.fsync(written.fileno())
+        part.replace(os.path.realpath(path))
+
+    try:
+        beside(path, write)
+    except soundfile.LibsndfileError as err:
+        raise InputError(
+            f"{path} cannot hold {sample_rate} Hz mono, or its disk is full ({err.error_string}): write .wav or"
+            " .flac, or elsewhere"
+        ) from err
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
@@ -167,27 +258,63 @@ def check_place(path: Path) -> None:
     beside(path, probe)
 
 
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[soundfile.SoundFile]:
+    try:
+        with soundfile.SoundFile(path) as file:
+            yield file
+    except soundfile.LibsndfileError as err:
+        raise InputError(
+            f"{path} cannot be read as sound ({err.error_string}): convert it to .wav or .flac"
+        ) from err
+    except TypeError as err:  # what soundfile says of .raw, which has no header
+        raise InputError(f"{path} does not say its sample rate: convert it to .wav") from err
+
+
+def _spans(
+    num_samples: int, sample_rate: int, seconds: float, overlap: float
+) -> list[tuple[int, int]]:
+    """Blocks as long as each other, whose borders are whole samples at the recording's rate and at 16 kHz."""
+    tick = sample_rate // math.gcd(sample_rate, SAMPLE_RATE)
+    total, shared = -(-num_samples // tick), math.ceil(overlap * sample_rate / tick)
+    longest = int(seconds * sample_rate / tick)
+    if longest < 3 * shared:  # else three blocks might meet
+        raise InputError(
+            f"blocks of {seconds:g} s that share {overlap:g} s: give {3 * overlap:g} s or more"
+        )
+    count = max(1, -((shared - total) // (longest - shared)))
+    starts = [k * (total - shared) // count * tick for k in range(count)]
+    ends = [start + shared * tick for start in starts[1:]]
+    return list(zip(starts, [*ends, num_samples], strict=True))
+
+
+def _read_spans(
+    path: Path, spans: list[tuple[int, int]], channel: str | int
+) -> Iterator[Float[np.ndarray, "sample"]]:
+    """One channel of each span, in one pass through the file; what two spans share is kept meanwhile."""
+    with _opened(path) as file:
+        held, at = np.zeros(0), 0
+        for start, stop in spans:
+            new = _pick(file.read(stop - at, dtype="float64", always_2d=True), channel, path)
+            if len(new) < stop - at:
+                seconds = (at + len(new)) / file.samplerate
+                raise InputError(f"{path} ends early, at {seconds:.2f} s: copy it again")
+            held, at = np.concatenate([held[len(held) - (at - start) :], new]), stop
+            yield held
+
+
 def _normalise(
     samples: Float[np.ndarray, "sample"], sample_rate: int, *, name: str, path: Path | None
 ) -> Audio:
-    seconds = len(samples) / sample_rate
-    if len(samples) == 0:
-        raise InputError(f"{name} is empty: give at least {SHORTEST} s of sound")
-    if not np.isfinite(samples).all():
-        bad = int(np.argmin(np.isfinite(samples)))
-        raise InputError(
-            f"{name} holds NaN or infinite samples, the first at {bad / sample_rate:.3f} s: mend it"
-        )
+    _check_length(len(samples), sample_rate, name)
+    _check_finite(samples, sample_rate, name)
     if not samples.any():
-        raise InputError(f"{name} is silent, all {len(samples)} samples are 0: check the recording")
-    if seconds < SHORTEST:
-        raise InputError(f"{name} lasts {seconds:.4f} s: give at least {SHORTEST} s, one window")
+        raise _silent(name, len(samples))
     # Twice: a resampled peak is not the original's, and so no level over- or underflows.
     first_peak = float(np.abs(samples).max())
     resampled = _resample(samples / first_peak, sample_rate, SAMPLE_RATE)
     second_peak = float(np.abs(resampled).max())
-    if second_peak < 1e-4:
-        raise InputError(f"{name} holds nothing under 8 kHz, where speech is: check the recording")
+    _check_band(second_peak, name)
     return Audio(
         waveform=(resampled / second_peak).astype(np.float32),
         peak=first_peak * second_peak,
@@ -195,6 +322,31 @@ def _normalise(
         num_samples=len(samples),
         path=path,
     )
+
+
+def _check_length(num_samples: int, sample_rate: int, name: str | Path) -> None:
+    seconds = num_samples / sample_rate
+    if num_samples == 0:
+        raise InputError(f"{name} is empty: give at least {SHORTEST} s of sound")
+    if seconds < SHORTEST:
+        raise InputError(f"{name} lasts {seconds:.4f} s: give at least {SHORTEST} s, one window")
+
+
+def _check_finite(
+    samples: Float[np.ndarray, "sample"], sample_rate: int, name: str | Path, start: int = 0
+) -> None:
+    if not np.isfinite(samples).all():
+        at = (start + int(np.argmin(np.isfinite(samples)))) / sample_rate
+        raise InputError(f"{name} holds NaN or infinite samples, the first at {at:.3f} s: mend it")
+
+
+def _silent(name: str | Path, num_samples: int) -> InputError:
+    return InputError(f"{name} is silent, all {num_samples} samples are 0: check the recording")
+
+
+def _check_band(peak_left: float, name: str | Path) -> None:
+    if peak_left < 1e-4:
+        raise InputError(f"{name} holds nothing under 8 kHz, where speech is: check the recording")
 
 
 def _pick(
@@ -216,6 +368,16 @@ def _pick(
 
 def _resample(samples: Float[np.ndarray, "sample"], old: int, new: int) -> np.ndarray:
     return samples if old == new else soxr.resample(samples, old, new)
+
+
+def _forget_time(file: BinaryIO) -> None:
+    """libsndfile notes in floating-point .wav the second of writing: the same speech is to be the same bytes."""
+    file.seek(0)
+    header = file.read(100)
+    at = header.find(b"PEAK")
+    if header.startswith(b"RIFF") and at > 0:
+        file.seek(at + 12)  # after the chunk's name, size and version
+        file.write(bytes(4))
 
 
 def _format(path: Path) -> str:

@@ -1,12 +1,14 @@
 """Clean speech as the frames that a prior is trained on: |STFT|^2 and the lips seen at each.
 
-Every clip is scaled to a peak of 1. Digital silence would drive the decoder's log-variance to minus infinity there, and
-a prior so trained suppresses real speech; so pink noise is added at a stated level under each clip's peak.
+Every clip is scaled to a peak of 1, or to one level of its active speech. Digital silence would drive the decoder's
+log-variance to minus infinity there, and a prior so trained suppresses real speech; so pink noise is added at a stated
+level under each clip's peak.
 """
 
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -14,10 +16,14 @@ from torch import Tensor
 
 from pyro_avse.data.audio import load_audio
 from pyro_avse.data.corpus import Utterance
+from pyro_avse.data.level import active_power
 from pyro_avse.data.lips import lips_on_grid, load_lips
 from pyro_avse.data.noise import add_noise_floor
 from pyro_avse.stft import STFT
 from pyro_avse.typing import InputError
+
+ACTIVE_RMS = 0.1
+"""Of active speech where clips are brought to one level: about what speech with a peak of 1 has."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +46,14 @@ def load_frames(
     with_lips: bool,
     noise_floor_db: float | None,
     seed: int,
+    level: Literal["peak", "rms"] = "peak",
 ) -> Frames:
     """Read clips into memory; where lips are wanted, clips without them are left out.
 
     Args:
         noise_floor_db: pink noise this many dB under each clip's peak; None adds none.
         seed: of that noise; each clip's also depends on its name, not on its place.
+        level: what all clips have in common, floor included: a peak of 1, or `ACTIVE_RMS` while they speak (P.56).
 
     Raises:
         InputError: no clip is left.
@@ -58,6 +66,8 @@ def load_frames(
         if noise_floor_db is not None:
             rng = np.random.default_rng([seed, zlib.crc32(utterance.name.encode())])
             waveform = add_noise_floor(waveform, noise_floor_db, rng)
+        if level == "rms":
+            waveform = waveform * (ACTIVE_RMS / active_power(waveform) ** 0.5)
         spectrum = stft.analyse(torch.from_numpy(waveform))
         power.append(spectrum.abs().square())
         if with_lips and utterance.lips is not None:

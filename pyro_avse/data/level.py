@@ -12,8 +12,6 @@ sample is one. When to use it: clips with long pauses, or pauses of different le
 
 import numpy as np
 from jaxtyping import Float
-from scipy.ndimage import maximum_filter1d
-from scipy.signal import lfilter
 
 SMOOTHING = 0.03
 """Seconds: time constant of each of the two exponential averages."""
@@ -28,6 +26,9 @@ def active_power(waveform: Float[np.ndarray, "sample"], sample_rate: int = 16000
 
     A sound too short for any threshold (a click) has no activity: its power is that of the whole clip.
     """
+    from scipy.ndimage import maximum_filter1d  # a second to load
+    from scipy.signal import lfilter
+
     squares = np.square(waveform, dtype=np.float64)
     decay = np.exp(-1 / (SMOOTHING * sample_rate))
     smooth = ([1 - decay], [1, -decay])

@@ -1,0 +1,171 @@
+"""Lips of a speaker never seen: priors that learnt from the other speakers of GRID, with sound alone and with lips.
+
+One speaker is held out, the models are trained on the others' clips by the default recipes, changed as a setting says,
+and all are scored on the same mixtures of the speaker's clips. A-VAE also hears half an hour of spoken commands, as the
+bundled one does; all audio-visual models start from it, so that a row differs from A-VAE's in what lips add.
+
+    python benchmarks/leave_one_out.py --data ../shared/data --synth runs/synth --hold-out s4 --out runs/leave_one_out
+
+What is trained and scored in --out already is not done again; --only names some settings.
+"""
+
+import argparse
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pandas as pd
+import torch
+from prior_study import excerpt
+from scipy.stats import t as student
+
+from pyro_avse.data.corpus import find_utterances
+from pyro_avse.evaluation import evaluate
+from pyro_avse.recipe import Recipe, load_recipe
+from pyro_avse.training import WEIGHTS, train
+
+NOISES, SNRS = ("street_tram", "kitchen"), (-5.0, 0.0, 5.0)
+COMMANDS = 30
+"""Minutes of them that A-VAE hears."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is not as in the default recipes."""
+
+    features: int = 512
+    augment_lips: float = 0.0
+    noisy_fraction: float = 1 / 3
+    """Of MIN-VAE."""
+    synth: float = 0.0
+    """Minutes of synthetic talkers beside the real ones."""
+
+
+SETTINGS = {
+    "lips as they are": Setting(),
+    "lips changed": Setting(augment_lips=1.0),
+    "lips changed, 256 features": Setting(256, augment_lips=1.0),
+    "lips changed, 256 features, talkers": Setting(256, augment_lips=1.0, synth=20),
+}
+MODELS = ("v_vae", "av_vae", "min_vae_v2")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True, help="with commands, grid and noise")
+    parser.add_argument("--synth", type=Path, required=True, help="made by pyro-avse data synth")
+    parser.add_argument("--hold-out", default="s4", help="a speaker")
+    parser.add_argument("--clips", type=int, default=5, help="of the speaker")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--only", nargs="+", default=list(SETTINGS), choices=SETTINGS)
+    parser.add_argument("--iterations", type=int, default=50, help="of mcem")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+
+    out = args.out / args.hold_out
+    corpus = without_speaker(args.data / "grid", args.hold_out, out / "data")
+    commands = excerpt(args.data / "commands", COMMANDS, args.out / "data" / f"commands_{COMMANDS}")
+    audio = train_once("a_vae", Setting(), {}, [corpus, commands], out)
+    weights = {"a_vae": audio}
+    for name in args.only:
+        setting = SETTINGS[name]
+        corpora = [corpus]
+        if setting.synth:
+            corpora.append(
+                excerpt(args.synth, setting.synth, args.out / "data" / f"synth_{setting.synth:g}")
+            )
+        stages = {"a_vae": audio}
+        for model in MODELS:
+            stages[model] = train_once(model, setting, stages, corpora, out / folder_of(name))
+            weights[f"{model}, {name}"] = stages[model]
+    rows = evaluate(
+        corpus,
+        [str(args.data / "noise" / f"{noise}.flac") for noise in NOISES],
+        SNRS,
+        [f"{label}={path}" for label, path in weights.items()],
+        ["mcem"],
+        clips=args.clips,
+        settings={"mcem": {"iterations": args.iterations}},
+        out=out / "scores",
+    )
+    print(table(rows[rows["model"].isin(list(weights))], list(weights)))
+
+
+def without_speaker(corpus: Path, speaker: str, out: Path) -> Path:
+    """Links: the others' train and valid clips as they are, and as test clips the speaker's own, none of them learnt
+    from: valid and test, and of train what they lack to five.
+    """
+    own = []
+    for split in ("valid", "test", "train"):
+        for clip in find_utterances(corpus, split):  # type: ignore[arg-type]
+            if clip.speaker != speaker and split != "test":
+                link(clip.audio, corpus, out)
+            elif clip.speaker == speaker and (split != "train" or len(own) < 5):
+                own.append(clip.audio)
+    for audio in own:
+        link(audio, audio.parents[1], out / "test")
+    return out
+
+
+def link(audio: Path, corpus: Path, out: Path) -> None:
+    """The clip and its lips, at the same place under `out`."""
+    for path in (audio, audio.with_suffix(".npz")):
+        place = out / path.relative_to(corpus)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if not place.is_symlink():
+            os.symlink(path.resolve(), place)
+
+
+def train_once(
+    model: str, setting: Setting, stages: dict[str, Path], corpora: list[Path], out: Path
+) -> Path:
+    """The weights of the default recipe, changed, and started from this study's earlier stages."""
+    recipe = load_recipe(f"default/{model}")
+    assert isinstance(recipe, Recipe)
+    initialise = {}
+    for network, source in recipe.initialise.items():
+        weights, colon, name = source.partition(":")
+        initialise[network] = f"{stages[weights]}{colon}{name}"
+    data, options = recipe.data, recipe.options
+    if model != "a_vae":
+        options = options | {"features": setting.features}
+        data = replace(data, augment_lips=setting.augment_lips)
+    if data.noisy_fraction:
+        data = replace(data, noisy_fraction=setting.noisy_fraction)
+    recipe = replace(recipe, options=options, initialise=initialise, data=data)
+    if not (out / model / WEIGHTS).is_file():
+        train(recipe, corpora, out / model, resume=True)
+    return out / model / WEIGHTS
+
+
+def folder_of(name: str) -> str:
+    return "".join(c if c.isalnum() else "_" for c in name)
+
+
+def table(rows: pd.DataFrame, models: list[str]) -> str:
+    """Mean improvements, a row a model, and by how much they are more than A-VAE's on the same mixtures."""
+    keys = ["clip", "noise", "snr"]
+    head = ["model", "SI-SDR", "STOI", "mean r(audio)", "SI-SDR less A-VAE's"]
+    head += [f"at {snr:g} dB" for snr in SNRS] + ["STOI less A-VAE's"]
+    lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
+    scores = ["si_sdr_improvement", "stoi_improvement"]
+    audio = rows[rows["model"] == "a_vae"].set_index(keys)[scores]
+    for model in models:
+        own = rows[rows["model"] == model].set_index(keys)
+        less = own[scores] - audio
+        of_clips = less.groupby("clip").mean()  # clips are independent, their mixtures not
+        half = student.ppf(0.975, len(of_clips) - 1) * of_clips.std() / len(of_clips) ** 0.5
+        by_snr = less["si_sdr_improvement"].groupby("snr").mean()
+        cells = [f"{own[scores[0]].mean():+.2f}", f"{own[scores[1]].mean():+.3f}"]
+        cells.append(f"{own['audio_responsibility'].mean():.2f}")
+        cells.append(f"{of_clips[scores[0]].mean():+.2f} ± {half[scores[0]]:.2f}")
+        cells += [f"{by_snr[snr]:+.2f}" for snr in SNRS]
+        cells.append(f"{of_clips[scores[1]].mean():+.3f} ± {half[scores[1]]:.3f}")
+        lines.append("| " + " | ".join([model, *cells]) + " |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

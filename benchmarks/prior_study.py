@@ -1,0 +1,176 @@
+"""What makes a speech prior generalise: A-VAE by one recipe, changed in one thing at a time, on speakers never heard.
+
+Every variant learns from spoken commands and synthetic talkers, and is scored on the same mixtures of GRID's validation
+clips: other speakers, another corpus, recorded noises. Only `and grid/train` has heard these speakers, as a reference.
+The base has 20 minutes of each folder, so that the mix of data is told from its amount.
+
+    python benchmarks/prior_study.py --data ../shared/data --synth runs/synth --out runs/prior_study
+
+A folder a variant in --out: what is trained and scored there already is not done again. `--only` names some variants.
+"""
+
+import argparse
+import math
+import os
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import soundfile
+import torch
+from scipy.stats import t as student
+
+from pyro_avse.data.corpus import find_utterances
+from pyro_avse.evaluation import evaluate
+from pyro_avse.recipe import Recipe, load_recipe
+from pyro_avse.training import WEIGHTS, train
+
+NOISES = ("street_tram", "kitchen", "highway", "windy_street")
+SNRS = (-5.0, 5.0)
+CLIPS = 6
+"""Of grid/valid: two of each speaker."""
+SCORES = {"si_sdr": 2, "sdr": 2, "pesq_nb": 3, "stoi": 3}
+ALL = math.inf
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What is not as in the base."""
+
+    minutes: dict[str, float] = field(default_factory=lambda: {"commands": 20, "synth": 20})
+    """Of every folder's training clips."""
+    options: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    inference: dict[str, Any] = field(default_factory=dict)
+    """Of mcem."""
+    weights_of: str = ""
+    """The variant whose weights serve; "": its own."""
+
+
+VARIANTS = {
+    "base": Variant(),
+    "commands alone, 40 min": Variant({"commands": 40}),
+    "talkers alone, 40 min": Variant({"synth": 40}),
+    "commands and talkers, all (2 h)": Variant({"commands": ALL, "synth": ALL}),
+    "and grid/train (speakers seen)": Variant({"commands": 20, "synth": 20, "grid": ALL}),
+    "no floor": Variant(data={"noise_floor_db": 0.0}),
+    "floor 30 dB": Variant(data={"noise_floor_db": 30.0}),
+    "floor 35 dB": Variant(data={"noise_floor_db": 35.0}),
+    "floor 45 dB": Variant(data={"noise_floor_db": 45.0}),
+    "floor 50 dB": Variant(data={"noise_floor_db": 50.0}),
+    "gain fixed at 1": Variant(inference={"learn_gain": False}, weights_of="base"),
+    "one level of speech": Variant(data={"level": "rms"}),
+    "one level of speech, gain fixed at 1": Variant(
+        inference={"learn_gain": False}, weights_of="one level of speech"
+    ),
+    "levels vary by 20 dB": Variant(data={"level_range_db": 20.0}),
+    "tilts up to 3 dB an octave": Variant(data={"tilt_db": 3.0}),
+    "tilts up to 6 dB an octave": Variant(data={"tilt_db": 6.0}),
+    "L = 16": Variant(options={"latent_dim": 16}),
+    "hidden 256": Variant(options={"hidden": 256}),
+    "KL weight 0.5": Variant(training={"kl_weight": 0.5}),
+    "KL weight 2": Variant(training={"kl_weight": 2.0}),
+    "10 epochs": Variant(training={"epochs": 10}),
+    "100 epochs": Variant(training={"epochs": 100}),
+    "100 epochs, best enhancer kept": Variant(training={"epochs": 100, "select": "enhancement"}),
+    "hop 256": Variant(data={"hop": 256}),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True, help="with commands, grid and noise")
+    parser.add_argument("--synth", type=Path, required=True, help="made by pyro-avse data synth")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--only", nargs="+", default=list(VARIANTS), choices=VARIANTS)
+    parser.add_argument("--iterations", type=int, default=50, help="of mcem")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+
+    folders = {
+        "commands": args.data / "commands",
+        "synth": args.synth,
+        "grid": args.data / "grid",
+    }
+    results: dict[str, pd.DataFrame] = {}
+    for name in args.only:
+        trained = folder_of(args.out, VARIANTS[name].weights_of or name)
+        variant = VARIANTS[VARIANTS[name].weights_of or name]
+        if not (trained / WEIGHTS).is_file():
+            corpora = [
+                excerpt(folders[which], minutes, args.out / "data" / f"{which}_{minutes:g}")
+                for which, minutes in variant.minutes.items()
+            ]
+            train(recipe_of(variant), corpora, trained, resume=True)
+        settings = {"iterations": args.iterations, **VARIANTS[name].inference}
+        results[name] = evaluate(
+            args.data / "grid",
+            [str(args.data / "noise" / f"{noise}.flac") for noise in NOISES],
+            SNRS,
+            [f"model={trained / WEIGHTS}"],
+            ["mcem"],
+            split="valid",
+            clips=CLIPS,
+            settings={"mcem": settings},
+            out=folder_of(args.out, name) / "scores",
+        )
+        print(f"\n{table(results)}", flush=True)
+
+
+def recipe_of(variant: Variant) -> Recipe:
+    """default/a_vae, changed."""
+    recipe = load_recipe("default/a_vae")
+    assert isinstance(recipe, Recipe)
+    return replace(
+        recipe,
+        options=recipe.options | variant.options,
+        data=replace(recipe.data, **variant.data),
+        training=replace(recipe.training, **variant.training),
+    )
+
+
+def folder_of(out: Path, name: str) -> Path:
+    return out / "".join(c if c.isalnum() else "_" for c in name)
+
+
+def excerpt(corpus: Path, minutes: float, out: Path) -> Path:
+    """A folder of links to so many minutes of the corpus's training clips, evenly over them, and to all valid ones."""
+    if minutes == ALL:
+        return corpus
+    for split in ("train", "valid"):
+        clips = [u.audio for u in find_utterances(corpus, split)]  # type: ignore[arg-type]
+        seconds = [soundfile.info(clip).duration for clip in clips]
+        share = min(1.0, 60 * minutes / sum(seconds)) if split == "train" else 1.0
+        for place, clip in enumerate(clips):
+            if int((place + 1) * share) > int(place * share):
+                link = out / clip.relative_to(corpus)
+                link.parent.mkdir(parents=True, exist_ok=True)
+                if not link.is_symlink():
+                    os.symlink(clip.resolve(), link)
+    return out
+
+
+def table(results: dict[str, pd.DataFrame]) -> str:
+    """Mean improvements, a row a variant; the first is what SI-SDR's differences are taken from."""
+    keys = ["clip", "noise", "snr"]
+    base = next(iter(results.values())).set_index(keys)["si_sdr_improvement"]
+    head = ["variant", *SCORES, "SI-SDR less the first's", *(f"SI-SDR, {n}" for n in NOISES)]
+    lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
+    for name, rows in results.items():
+        cells = [f"{rows[f'{s}_improvement'].mean():+.{digits}f}" for s, digits in SCORES.items()]
+        difference = rows.set_index(keys)["si_sdr_improvement"] - base
+        of_clips = difference.groupby("clip").mean()  # clips are independent, their mixtures not
+        half = student.ppf(0.975, len(of_clips) - 1) * of_clips.std() / len(of_clips) ** 0.5
+        cells.append(f"{of_clips.mean():+.2f} ± {half:.2f}")
+        by_noise = rows.groupby("noise")["si_sdr_improvement"].mean()
+        cells += [f"{by_noise[noise]:+.2f}" for noise in NOISES]
+        lines.append("| " + " | ".join([name, *cells]) + " |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
