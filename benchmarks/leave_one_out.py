@@ -1,8 +1,8 @@
 """Lips of a speaker never seen: priors that learnt from the other speakers of GRID, with sound alone and with lips.
 
 One speaker is held out, the models are trained on the others' clips by the default recipes, changed as a setting says,
-and all are scored on the same mixtures of the speaker's clips. A-VAE also hears half an hour of spoken commands, as the
-bundled one does; all audio-visual models start from it, so that a row differs from A-VAE's in what lips add.
+and all are scored on the same mixtures of the speaker's clips. All learn from synthetic talkers besides, A-VAE from
+spoken commands too; the audio-visual models start from A-VAE, so that a row differs from A-VAE's in what lips add.
 
     python benchmarks/leave_one_out.py --data ../shared/data --synth runs/synth --hold-out s4 --out runs/leave_one_out
 
@@ -10,13 +10,12 @@ What is trained and scored in --out already is not done again; --only names some
 """
 
 import argparse
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
 import torch
-from prior_study import excerpt
+from prior_study import excerpt, folder_of, link
 from scipy.stats import t as student
 
 from pyro_avse.data.corpus import find_utterances
@@ -25,8 +24,8 @@ from pyro_avse.recipe import Recipe, load_recipe
 from pyro_avse.training import WEIGHTS, train
 
 NOISES, SNRS = ("street_tram", "kitchen"), (-5.0, 0.0, 5.0)
-COMMANDS = 30
-"""Minutes of them that A-VAE hears."""
+COMMANDS, TALKERS = 20, 15
+"""Minutes of both that are learnt from."""
 
 
 @dataclass(frozen=True)
@@ -37,15 +36,15 @@ class Setting:
     augment_lips: float = 0.0
     noisy_fraction: float = 1 / 3
     """Of MIN-VAE."""
-    synth: float = 0.0
-    """Minutes of synthetic talkers beside the real ones."""
+    synth: float = TALKERS
+    """Minutes of synthetic talkers beside the real ones; A-VAE has `TALKERS`."""
 
 
 SETTINGS = {
     "lips as they are": Setting(),
     "lips changed": Setting(augment_lips=1.0),
     "lips changed, 256 features": Setting(256, augment_lips=1.0),
-    "lips changed, 256 features, talkers": Setting(256, augment_lips=1.0, synth=20),
+    "lips changed, 256 features, no talkers": Setting(256, augment_lips=1.0, synth=0),
 }
 MODELS = ("v_vae", "av_vae", "min_vae_v2")
 
@@ -67,7 +66,8 @@ def main() -> None:
     out = args.out / args.hold_out
     corpus = without_speaker(args.data / "grid", args.hold_out, out / "data")
     commands = excerpt(args.data / "commands", COMMANDS, args.out / "data" / f"commands_{COMMANDS}")
-    audio = train_once("a_vae", Setting(), {}, [corpus, commands], out)
+    talkers = excerpt(args.synth, TALKERS, args.out / "data" / f"synth_{TALKERS}")
+    audio = train_once("a_vae", Setting(), {}, [corpus, commands, talkers], out)
     weights = {"a_vae": audio}
     for name in args.only:
         setting = SETTINGS[name]
@@ -78,7 +78,7 @@ def main() -> None:
             )
         stages = {"a_vae": audio}
         for model in MODELS:
-            stages[model] = train_once(model, setting, stages, corpora, out / folder_of(name))
+            stages[model] = train_once(model, setting, stages, corpora, folder_of(out, name))
             weights[f"{model}, {name}"] = stages[model]
     rows = evaluate(
         corpus,
@@ -109,15 +109,6 @@ def without_speaker(corpus: Path, speaker: str, out: Path) -> Path:
     return out
 
 
-def link(audio: Path, corpus: Path, out: Path) -> None:
-    """The clip and its lips, at the same place under `out`."""
-    for path in (audio, audio.with_suffix(".npz")):
-        place = out / path.relative_to(corpus)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        if not place.is_symlink():
-            os.symlink(path.resolve(), place)
-
-
 def train_once(
     model: str, setting: Setting, stages: dict[str, Path], corpora: list[Path], out: Path
 ) -> Path:
@@ -138,10 +129,6 @@ def train_once(
     if not (out / model / WEIGHTS).is_file():
         train(recipe, corpora, out / model, resume=True)
     return out / model / WEIGHTS
-
-
-def folder_of(name: str) -> str:
-    return "".join(c if c.isalnum() else "_" for c in name)
 
 
 def table(rows: pd.DataFrame, models: list[str]) -> str:

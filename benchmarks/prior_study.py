@@ -147,11 +147,17 @@ def excerpt(corpus: Path, minutes: float, out: Path) -> Path:
         share = min(1.0, 60 * minutes / sum(seconds)) if split == "train" else 1.0
         for place, clip in enumerate(clips):
             if int((place + 1) * share) > int(place * share):
-                link = out / clip.relative_to(corpus)
-                link.parent.mkdir(parents=True, exist_ok=True)
-                if not link.is_symlink():
-                    os.symlink(clip.resolve(), link)
+                link(clip, corpus, out)
     return out
+
+
+def link(clip: Path, corpus: Path, out: Path) -> None:
+    """The clip, and its lips if it has some, at the same place under `out`."""
+    for path in (clip, clip.with_suffix(".npz")):
+        place = out / path.relative_to(corpus)
+        if path.exists() and not place.is_symlink():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            os.symlink(path.resolve(), place)
 
 
 def table(results: dict[str, pd.DataFrame]) -> str:

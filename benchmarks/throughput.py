@@ -6,7 +6,7 @@ tables, each scheme with the same few EM iterations, so that ratios, not seconds
     batch     clips of 3 s, 1 to 16 at once: clips a second, real-time factor
     length    one clip of 3, 12, 48, 192 s as a whole: milliseconds a frame, against the shortest
     memory    a file of --minutes enhanced by `enhance_blocks` in blocks of --block seconds, and one of two blocks: peak
-              resident memory (Linux) of a process each, which grows by the lips alone: 6.4 MiB a minute
+              resident memory (Linux) of a process each; without lips, which would add 6.4 MiB a minute to it
 
     python benchmarks/throughput.py
     python benchmarks/throughput.py --batches 1,2 --lengths 3,6 --minutes 1 --iterations 2      # quick
@@ -131,9 +131,8 @@ def enhance_file(arguments: argparse.Namespace) -> None:
     path = arguments.only_file
     enhancer = make_enhancer(arguments, arguments.schemes)
     blocks = open_blocks(path, seconds=arguments.block, overlap=OVERLAP)
-    lips = make_lips(enhancer, blocks.num_samples / blocks.sample_rate)
     start = time.perf_counter()
-    pieces = (piece.speech for piece in enhance_blocks(enhancer, blocks, lips))
+    pieces = (piece.speech for piece in enhance_blocks(enhancer, blocks))
     save_pieces(path.with_name("clean.wav"), pieces, blocks.sample_rate)
     seconds = time.perf_counter() - start
     print(json.dumps([peak_memory(), seconds]))

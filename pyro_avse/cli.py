@@ -31,6 +31,9 @@ SeedOption = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of every ra
 SettingsOption = Annotated[
     str, typer.Option(help='Of the schemes: {"vem": {"iterations": 50, "kernel": "hmc"}}.')
 ]
+ThreadsOption = Annotated[
+    int, typer.Option(min=1, help="Of the processor; more help where as many cores are idle.")
+]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, or auto for the fastest at hand.")]
 
 
@@ -90,11 +93,14 @@ def enhance(
     block: Annotated[
         float, typer.Option(help="Seconds: longer sound is enhanced in such blocks; 0: as a whole.")
     ] = 30,
+    threads: ThreadsOption = 1,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
     as_json: JsonFlag = False,
 ) -> None:
     """Enhance a noisy recording, or the sound of a video by the lips that it shows."""
+    import torch
+
     from pyro_avse.checkpoint import load_prior
     from pyro_avse.data.audio import Blocks, check_writable, load_audio, save_audio
     from pyro_avse.data.lips import lips_from_array, load_lips
@@ -106,6 +112,7 @@ def enhance(
 
     if fps is not None and lips is None:
         raise InputError("--fps is of --lips, which is not given: leave it out")
+    torch.set_num_threads(threads)  # those that wait for a busy core cost far more than they bring
     output = Path(f"{noisy.stem}_enhanced.wav") if output is None else output
     settings = {} if kernel is None else {"kernel": kernel}
     settings |= {"adapt": "robbins_monro"} if adapt else {}
@@ -238,13 +245,17 @@ def read_settings(text: str) -> dict[str, dict[str, Any]]:
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the sounds and the figure.")] = Path("demo"),
+    threads: ThreadsOption = 1,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
     as_json: JsonFlag = False,
 ) -> None:
     """Hear it work: a bundled clip of a synthetic talker in noise, enhanced by two models."""
+    import torch
+
     from pyro_avse.demo import run_demo
 
+    torch.set_num_threads(threads)
     rows = run_demo(out, seed=seed, device=device, report=say)
     if as_json:
         print(json.dumps({"rows": rows}))

@@ -1,4 +1,4 @@
 """What `enhance` uses unless told otherwise; the tables that set them: docs/RESULTS.md, "Schemes" and "Models"."""
 
 DEFAULT_MODEL = "min_vae_v2"
-DEFAULT_INFERENCE = "mcem"
+DEFAULT_INFERENCE = "ldem"

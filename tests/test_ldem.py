@@ -22,7 +22,8 @@ from pyro_avse.typing import Info, InputError, Target
 
 pytestmark = pytest.mark.usefixtures("float64")
 SmallPrior = Callable[..., Any]
-SHORT = {"iterations": 4, "warmup": 2, "draws": 3, "final_warmup": 2, "final_draws": 3, "rank": 2}
+SHORT = {"iterations": 4, "first_warmup": 5, "warmup": 2, "draws": 3, "rank": 2}
+SHORT |= {"final_warmup": 2, "final_draws": 3}
 
 
 def complex_normal(*shape: int) -> Tensor:
@@ -169,7 +170,7 @@ def test_a_heavier_penalty_makes_smoother_codes(small_prior: SmallPrior) -> None
     prior, x = small_prior("a_vae"), complex_normal(2, 12, 7)
 
     def roughness(weight: float) -> float:
-        out = LDEM(total_variation=weight, **(SHORT | {"final_warmup": 300}))(prior, x)
+        out = LDEM(total_variation=weight, chains=5, **(SHORT | {"final_warmup": 300}))(prior, x)
         assert out.chains.draws.shape == (5, 3, 2, 12, 2)
         assert out.target.event_dim == (2 if weight else 1)
         return float(out.chains.draws.diff(dim=-2).abs().mean())

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro.poutine as poutine
 import pytest
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
-from pyro_avse.inference import MCEM, VEM, CollapsedVEM, Independence
+from pyro_avse.inference import MCEM, VEM, CollapsedVEM, Independence, RandomWalk
 from pyro_avse.inference.mcem import (
     mcem_update_gain,
     mcem_update_H,
@@ -213,3 +213,20 @@ def test_the_guide_hears_speech_as_loud_as_in_training(
         second_moment += (m.abs().square() + nu).detach() / 6
     torch.testing.assert_close(heard[2], second_moment / two.gain[:, None])
     assert not torch.allclose(heard[2], second_moment, rtol=0.1)
+
+
+def test_the_first_warmup_is_the_first_e_steps_alone(small_prior: SmallPrior) -> None:
+    """Counted in proposals: an E-step of `warmup + draws` each, but for the first and the last."""
+    prior, x = small_prior("a_vae"), complex_normal(3, 7)
+
+    class Counting(RandomWalk):
+        steps: ClassVar[int] = 0
+
+        def step(self, *args: Any, **options: Any) -> Any:
+            type(self).steps += 1
+            return super().step(*args, **options)
+
+    replace(SHORT, kernel=Counting(), first_warmup=20)(prior, x)
+    assert Counting.steps == (20 + 3) + 3 * (2 + 3) + (2 + 3)
+    same = replace(SHORT, first_warmup=SHORT.warmup)(prior, x)
+    assert torch.equal(same.speech, SHORT(prior, x).speech)
