@@ -34,19 +34,18 @@ class Setting:
 
     features: int = 512
     augment_lips: float = 0.0
-    noisy_fraction: float = 1 / 3
-    """Of MIN-VAE."""
     synth: float = TALKERS
     """Minutes of synthetic talkers beside the real ones; A-VAE has `TALKERS`."""
 
 
+MODELS = ("v_vae", "av_vae", "min_vae_v1", "min_vae_v1_noisy", "min_vae_v2")
+"""`_noisy`: with noise on the audio encoder's input in a third of the frames, as default/min_vae_v2."""
 SETTINGS = {
     "lips as they are": Setting(),
     "lips changed": Setting(augment_lips=1.0),
     "lips changed, 256 features": Setting(256, augment_lips=1.0),
     "lips changed, 256 features, no talkers": Setting(256, augment_lips=1.0, synth=0),
 }
-MODELS = ("v_vae", "av_vae", "min_vae_v2")
 
 
 def main() -> None:
@@ -56,6 +55,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="with commands, grid and noise")
     parser.add_argument("--synth", type=Path, required=True, help="made by pyro-avse data synth")
     parser.add_argument("--hold-out", default="s4", help="a speaker")
+    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
     parser.add_argument("--clips", type=int, default=5, help="of the speaker")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", nargs="+", default=list(SETTINGS), choices=SETTINGS)
@@ -77,7 +77,7 @@ def main() -> None:
                 excerpt(args.synth, setting.synth, args.out / "data" / f"synth_{setting.synth:g}")
             )
         stages = {"a_vae": audio}
-        for model in MODELS:
+        for model in args.models:
             stages[model] = train_once(model, setting, stages, corpora, folder_of(out, name))
             weights[f"{model}, {name}"] = stages[model]
     rows = evaluate(
@@ -113,7 +113,7 @@ def train_once(
     model: str, setting: Setting, stages: dict[str, Path], corpora: list[Path], out: Path
 ) -> Path:
     """The weights of the default recipe, changed, and started from this study's earlier stages."""
-    recipe = load_recipe(f"default/{model}")
+    recipe = load_recipe(f"default/{model.removesuffix('_noisy')}")
     assert isinstance(recipe, Recipe)
     initialise = {}
     for network, source in recipe.initialise.items():
@@ -123,8 +123,8 @@ def train_once(
     if model != "a_vae":
         options = options | {"features": setting.features}
         data = replace(data, augment_lips=setting.augment_lips)
-    if data.noisy_fraction:
-        data = replace(data, noisy_fraction=setting.noisy_fraction)
+    if model.endswith("_noisy"):
+        data = replace(data, noisy_fraction=0.333)
     recipe = replace(recipe, options=options, initialise=initialise, data=data)
     if not (out / model / WEIGHTS).is_file():
         train(recipe, corpora, out / model, resume=True)

@@ -122,13 +122,13 @@ def main() -> None:
 
 
 def recipe_of(variant: Variant) -> Recipe:
-    """default/a_vae, changed."""
+    """default/a_vae, but for its tilts, changed."""
     recipe = load_recipe("default/a_vae")
     assert isinstance(recipe, Recipe)
     return replace(
         recipe,
         options=recipe.options | variant.options,
-        data=replace(recipe.data, **variant.data),
+        data=replace(recipe.data, **({"tilt_db": 0.0} | variant.data)),
         training=replace(recipe.training, **variant.training),
     )
 

@@ -63,9 +63,15 @@ def main() -> None:
             scheme = dataclasses.replace(whole, iterations=iterations)
             rows.append(run(name, scheme, prior, stft, mixtures))
     draw(rows, args.out / "time_to_quality.png")
-    print(f"\n| scheme | arrives after s | over {YARDSTICK} | real-time factor |\n| --- | --- | --- | --- |")
+    print(
+        f"\n| scheme | arrives after s | over {YARDSTICK} | real-time factor |\n| --- | --- | --- | --- |"
+    )
     arrivals = [arrival(rows, name) for name in dict.fromkeys(row["scheme"] for row in rows[1:])]
-    print(json.dumps({"model": args.model, "threads": args.threads, "rows": rows, "arrivals": arrivals}))
+    print(
+        json.dumps(
+            {"model": args.model, "threads": args.threads, "rows": rows, "arrivals": arrivals}
+        )
+    )
 
 
 def make_mixtures(args: argparse.Namespace) -> list[tuple[Any, Any, Any]]:

@@ -13,6 +13,11 @@ one event with the log density
 that is, neighbours differ by Laplace variables: each number of z costs lambda for its way through time. The sums leave
 padding out. The penalty's normaliser depends on pi alone among the parameters; (44) ignores it.
 
+A microphone that is darker or brighter than those of training makes all of speech unlikely, and the noise model takes
+what the prior cannot say. So with `learn_tilt` the speech variance is c_f sigma_f(z), log c_f = t u_f with u_f falling
+from 1 to -1 along the mel scale, and the M-step has a scalar more, t (`tilt_update`): from `TILT_START` on, when the
+noise model has settled.
+
 The schedule is short: chains go on from one iteration to the next, so that four steps do for thirty, provided that the
 first E-step is long enough for them to arrive; and a long run of EM lets the noise model take weak speech for noise.
 
@@ -21,6 +26,7 @@ When to use it: it is the default of `enhance`, a fifth of the work of `mcem` wi
 the gradient is steep.
 """
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -29,12 +35,15 @@ from torch import Tensor
 
 from pyro_avse.inference.adaptation import Adaptation
 from pyro_avse.inference.mcem import (
+    Draws,
+    Gain,
+    Weights,
     m_step,
     monte_carlo_q,
     monte_carlo_wiener,
     weighted_draws,
 )
-from pyro_avse.inference.nmf import Dictionary
+from pyro_avse.inference.nmf import Activations, Dictionary
 from pyro_avse.inference.run import run_chains, stop_unless_finite, sum_of_frames
 from pyro_avse.inference.settings import check_settings
 from pyro_avse.inference.target import CollapsedTarget
@@ -46,11 +55,15 @@ from pyro_avse.typing import (
     FrameMask,
     InputError,
     Kernel,
+    Power,
     Separation,
     Spectrum,
     SpeechPrior,
     Target,
 )
+
+TILT_START = 8
+"""The EM iteration, from 0, in which the tilt is first fitted."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +74,7 @@ class LDEM:
         kernel: what moves z, by gradients.
         iterations, warmup, draws, first_warmup, final_warmup, final_draws, chains, rank, adapt, mixing_weight,
             learn_gain, exponent: as in `MCEM`; `ula`, which rejects nothing, has nothing to adapt.
+        learn_tilt: fit the microphone's tilt t; else it stays at 0.
         total_variation: lambda, the weight of the penalty on |z_n - z_{n-1}|_1; 0: none, and frames are independent.
 
     Raises:
@@ -68,17 +82,18 @@ class LDEM:
     """
 
     kernel: Kernel = field(default_factory=ULA)
-    iterations: int = 40
+    iterations: int = 35
     warmup: int = 2
     draws: int = 2
     first_warmup: int | None = 30
     final_warmup: int = 10
     final_draws: int = 10
     chains: int = 2
-    rank: int = 10
+    rank: int = 8
     adapt: Adaptation | None = None
     mixing_weight: tuple[float, ...] | None = None
     learn_gain: bool = True
+    learn_tilt: bool = True
     total_variation: float = 0.0
     exponent: float = 0.5
 
@@ -98,8 +113,9 @@ class LDEM:
         seed: int = 0,
         dictionary: Dictionary | None = None,
     ) -> Separation:
-        """Separate x (..., frame, freq); `objective` and `dictionary` as in `MCEM`; under a penalty log densities have no
-        frame axis.
+        """Separate x (..., frame, freq); `objective` and `dictionary` as in `MCEM`.
+
+        Under a penalty log densities have no frame axis.
         """
         x = mixture
         power = x.real.square() + x.imag.square()
@@ -108,7 +124,7 @@ class LDEM:
         W, H = initial_factors(power, self.rank, mask=mask, rng=rng)
         if dictionary is not None:
             W = dictionary.expand_as(W)
-        g = torch.ones_like(power[..., 0])
+        g, log_c = torch.ones_like(power[..., 0]), torch.zeros_like(power[..., 0, :])
         pi = initial_mixing_weight(prior, power, self.mixing_weight)
         start = prior.initial_codes(power, lips)
         z, kernel = start.expand(self.chains, *start.shape), self.kernel
@@ -120,7 +136,7 @@ class LDEM:
         for iteration, warmup in enumerate(warmups):
             final = iteration == self.iterations
             # E-step: draws of p(z | x), smooth or not, and rho
-            collapsed = CollapsedTarget(prior, v, power, nmf_noise_variance(W, H), pi, g)
+            collapsed = CollapsedTarget(prior, v, power, nmf_noise_variance(W, H), pi, g, log_c)
             target: Target = collapsed
             if self.total_variation:
                 target = SmoothTarget(collapsed, self.total_variation, mask)
@@ -139,8 +155,11 @@ class LDEM:
             r = w.sum(1)
             if final:
                 break
-            # M-step: S19
+            # M-step: S19, and the tilt
             W, H, g = m_step(power, sigma, w, W, H, g, self.exponent, self.learn_gain, mask)
+            if self.learn_tilt and iteration >= TILT_START:
+                tilt = tilt_update(power, sigma, w, W, H, g, exponent=self.exponent, mask=mask)
+                log_c = log_c + tilt
             if self.mixing_weight is None:
                 pi = update_mixing_weight(r, mask)
             objective.append(monte_carlo_q(power, sigma, w, W, H, g, mask))
@@ -158,6 +177,44 @@ class LDEM:
             chains=chains,
             gain=g if self.learn_gain else None,
         )
+
+
+def tilt_update(
+    power: Power,
+    sigma: Draws,
+    weights: Weights,
+    W: Dictionary,
+    H: Activations,
+    gain: Gain,
+    *,
+    exponent: float = 0.5,
+    mask: FrameMask | None = None,
+) -> Float[Tensor, "*utterance freq"]:
+    """What to add to log c_f: the update that S19 gives g_n, here of every frequency, brought to the form t u_f.
+
+    c_f <- c_f [sum_n |x|^2 sum_rk w sigma V^-2 / sum_n sum_rk w sigma V^-1]^exponent would fit every frequency on its
+    own; t is the slope of its logarithm along u, each frequency weighted by that denominator, its share of speech.
+    `sigma` is c sigma_k(z_r), c as it stands.
+    """
+    speech = gain[..., None] * sigma
+    V = speech + nmf_noise_variance(W, H)
+    share = weights[..., None] * speech / V
+    up, down = power * (share / V).sum((0, 1)), share.sum((0, 1))
+    up, down = (
+        sum_of_frames(term.mT, None if mask is None else mask[..., None, :]) for term in (up, down)
+    )
+    weight = down / down.sum(-1, keepdim=True)
+    u = mel_tilt(power.shape[-1], power)
+    u = u - (weight * u).sum(-1, keepdim=True)
+    t = (weight * u * (up / down).log()).sum(-1) / (weight * u.square()).sum(-1)
+    return exponent * t[..., None] * u
+
+
+def mel_tilt(num_freqs: int, like: Tensor) -> Float[Tensor, "freq"]:
+    """u_f: half a cosine along the mel scale, from 1 at 0 Hz to -1 at 8 kHz."""
+    hertz = torch.linspace(0, 8000, num_freqs, dtype=like.dtype, device=like.device)
+    mel = torch.log1p(hertz / 700)
+    return torch.cos(math.pi * mel / mel[-1])
 
 
 @dataclass(frozen=True)

@@ -167,10 +167,12 @@ class MCEM:
 def weighted_draws(
     target: CollapsedTarget, z: Float[Tensor, "draw *utterance frame latent"]
 ) -> tuple[Draws, Weights]:
-    """sigma_k(z_r), and the weights w_rk = rho_rk / R of draws that count alike: the E-step of S18."""
+    """sigma_k(z_r), as the target's microphone hears it, and the weights w_rk = rho_rk / R of draws that count alike:
+    the E-step of S18.
+    """
     log_variance = target.prior.log_variance(z, target.lips)
     rho = torch.softmax(target.component_log_joint(z, log_variance), dim=0)
-    sigma = log_variance.exp()
+    sigma = target.through_microphone(log_variance).exp()
     w = rho / len(z)
     return finite_where_idle(sigma, w), w
 

@@ -122,6 +122,7 @@ class CollapsedTarget:
         noise_variance: W H.
         mixing_weight: pi.
         gain: g_n > 0, by which speech's variance is louder than in training; None is 1.
+        log_response: log c_f, a microphone's response unlike those of training: sigma_k becomes c sigma_k; None is 0.
         proposal: as in `MeanFieldTarget`.
     """
 
@@ -131,6 +132,7 @@ class CollapsedTarget:
     noise_variance: Power
     mixing_weight: MixingWeight
     gain: Float[Tensor, "*utterance frame"] | None = None
+    log_response: Float[Tensor, "*utterance freq"] | None = None
     event_dim: int = 1
     proposal: Independent | None = None
 
@@ -182,7 +184,9 @@ class CollapsedTarget:
         V = speech + self.noise_variance
         ratio = self.power / V
         value = -(V.log() + ratio).sum(-1) - V.shape[-1] * math.log(math.pi)
-        return value, speech.div_(V).mul_(ratio.sub_(1))  # in place: memory is what these passes wait for
+        return value, speech.div_(V).mul_(
+            ratio.sub_(1)
+        )  # in place: memory is what these passes wait for
 
     def _component_log_likelihood(
         self, log_variance: Float[Tensor, "component *batch frame freq"], gain: Tensor | None = None
@@ -200,9 +204,16 @@ class CollapsedTarget:
     def speech_variance(
         self, log_variance: Float[Tensor, "component *batch frame freq"], gain: Tensor | None = None
     ) -> Float[Tensor, "component *batch frame freq"]:
-        """E|s|^2 = g_n sigma_k(z_n)."""
-        speech, g = log_variance.exp(), self.gain if gain is None else gain
+        """E|s|^2 = g_n c_f sigma_k(z_n)."""
+        speech, g = self.through_microphone(log_variance).exp(), self.gain if gain is None else gain
         return speech if g is None else g[..., None] * speech
+
+    def through_microphone(
+        self, log_variance: Float[Tensor, "component *batch frame freq"]
+    ) -> Float[Tensor, "component *batch frame freq"]:
+        """log c_f sigma_k(z_n)."""
+        c = self.log_response
+        return log_variance if c is None else log_variance + c[..., None, :]
 
 
 @dataclass(frozen=True)
@@ -297,8 +308,8 @@ def mixture_value_and_grad(
 ) -> tuple[Float[Tensor, "*batch frame"], Codes]:
     """log sum_k exp J_k(z) and its gradient, J_k the component's log joint, with one pass back through the decoders.
 
-    The gradient is sum_k rho_k dJ_k/dz, rho = softmax_k J_k, and dJ_k/dz = d log p(z|k)/dz + (d log sigma_k/dz) slope_k,
-    where prior's score and slope are known.
+    The gradient is sum_k rho_k dJ_k/dz, rho = softmax_k J_k, and dJ_k/dz is the prior's score plus
+    (d log sigma_k/dz) slope_k.
     """
     z, decoded = decode_with_graph(target, z)
     with torch.no_grad():

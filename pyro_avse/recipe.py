@@ -48,7 +48,7 @@ class Data:
     microphones, rooms and voices differ by."""
     noisy_fraction: float = 0.0
     """Share of the training frames whose audio encoder hears noise: uniform on the power, 0 dB; the target is clean.
-    None unless a recipe says so: the paper's third is in default/min_vae_v1 and v2, and paper/all's noisy stages."""
+    None unless a recipe says so: the paper's third is in default/min_vae_v2, and in paper/all's noisy stages."""
     level: Literal["peak", "rms"] = "peak"
     """Every clip is brought to a peak of 1, as recordings are at test time, or to one RMS of its active speech."""
     augment_lips: float = 0.0
