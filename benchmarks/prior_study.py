@@ -22,6 +22,7 @@ import torch
 from scipy.stats import t as student
 
 from pyro_avse.data.corpus import find_utterances
+from pyro_avse.defaults import DEFAULT_INFERENCE
 from pyro_avse.evaluation import evaluate
 from pyro_avse.recipe import Recipe, load_recipe
 from pyro_avse.training import WEIGHTS, train
@@ -44,7 +45,7 @@ class Variant:
     data: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     inference: dict[str, Any] = field(default_factory=dict)
-    """Of mcem."""
+    """Settings of the scheme."""
     weights_of: str = ""
     """The variant whose weights serve; "": its own."""
 
@@ -87,7 +88,8 @@ def main() -> None:
     parser.add_argument("--synth", type=Path, required=True, help="made by pyro-avse data synth")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", nargs="+", default=list(VARIANTS), choices=VARIANTS)
-    parser.add_argument("--iterations", type=int, default=50, help="of mcem")
+    parser.add_argument("--inference", default=DEFAULT_INFERENCE, help="a scheme")
+    parser.add_argument("--iterations", type=int, help="of the scheme, fewer than its default")
     args = parser.parse_args()
     torch.set_num_threads(1)
 
@@ -106,17 +108,18 @@ def main() -> None:
                 for which, minutes in variant.minutes.items()
             ]
             train(recipe_of(variant), corpora, trained, resume=True)
-        settings = {"iterations": args.iterations, **VARIANTS[name].inference}
+        settings = {"iterations": args.iterations} if args.iterations else {}
+        settings |= VARIANTS[name].inference
         results[name] = evaluate(
             args.data / "grid",
             [str(args.data / "noise" / f"{noise}.flac") for noise in NOISES],
             SNRS,
             [f"model={trained / WEIGHTS}"],
-            ["mcem"],
+            [args.inference],
             split="valid",
             clips=CLIPS,
-            settings={"mcem": settings},
-            out=folder_of(args.out, name) / "scores",
+            settings={args.inference: settings},
+            out=folder_of(args.out, name) / f"scores_{args.inference}",
         )
         print(f"\n{table(results)}", flush=True)
 
