@@ -20,7 +20,7 @@ from pyro_avse.data.noise import mix_at_snr
 from pyro_avse.demo import CLIPS
 from pyro_avse.enhancer import Enhanced, Enhancer, Recording
 from pyro_avse.evaluation import evaluate
-from pyro_avse.inference import MCEM, SCHEMES, VEM
+from pyro_avse.inference import LDEM, MCEM, SCHEMES, VEM
 from pyro_avse.metrics import score
 from pyro_avse.results import load_results
 from pyro_avse.stft import STFT
@@ -156,14 +156,13 @@ def test_every_scheme_takes_a_batch(scheme: str, tiny_prior: Any) -> None:
 
 
 def test_a_batch_enhances_as_well_as_single_runs_do() -> None:
-    """Three parts of the demonstration's clip: mean SI-SDR within 1 dB of single runs, and above the mixtures'.
+    """Three parts of the demonstration's clip, four seeds: mean SI-SDR within 1.5 dB of single runs, above the mixtures'.
 
-    Over eight seeds each part's SI-SDR had a standard deviation of 0.31 dB or less, in batches and alone: the means of
-    three differ by 0.25, so that chance fails this once in 10^4. Padding fitted as sound is what the tests above find.
+    Over six seeds a part's SI-SDR had a standard deviation of 0.8 dB, in batches and alone: the two means of twelve
+    differ by 0.33, so that chance fails this once in 10^5. Padding fitted as sound is what the tests above find.
     """
     prior, stft = load_prior("min_vae_v2")
-    quick = MCEM(iterations=15, warmup=5, draws=5, final_warmup=10, final_draws=10)
-    enhancer = Enhancer(prior, quick, stft=stft, device="cpu")
+    enhancer = Enhancer(prior, LDEM(), stft=stft, device="cpu")
     clean, noise = (load_audio(CLIPS / f"{name}.flac").waveform for name in ("talker", "workshop"))
     lips = load_lips(CLIPS / "talker.npz")
     mixed, _ = mix_at_snr(clean, noise[: len(clean)], 0.0)
@@ -177,10 +176,14 @@ def test_a_batch_enhances_as_well_as_single_runs_do() -> None:
         pairs = zip(estimates, truth, strict=True)
         return float(np.mean([score(estimate, s).si_sdr for estimate, s in pairs]))
 
-    together = mean_si_sdr([result.speech_16k for result in enhancer.batch(recordings)])
-    alone = mean_si_sdr([enhancer.separate(recording).speech_16k for recording in recordings])
-    assert together == pytest.approx(alone, abs=1)
-    assert together > mean_si_sdr([r.audio.waveform for r in recordings]) + 1
+    together, alone = [], []
+    for seed in range(4):
+        batch = enhancer.batch(recordings, seed=seed)
+        single = [enhancer.separate(recording, seed=seed) for recording in recordings]
+        together.append(mean_si_sdr([result.speech_16k for result in batch]))
+        alone.append(mean_si_sdr([result.speech_16k for result in single]))
+    assert np.mean(together) == pytest.approx(np.mean(alone), abs=1.5)
+    assert np.mean(together) > mean_si_sdr([r.audio.waveform for r in recordings]) + 2
 
 
 def test_what_is_not_alike_is_refused(tiny_prior: Any) -> None:
