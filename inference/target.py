@@ -102,7 +102,7 @@ def expected_log_likelihood(
     log_variance: Float[Tensor, "component *batch frame freq"], second_moment: Power
 ) -> Float[Tensor, "component *batch frame"]:
     """E_{r(s)} log N_c(s; 0, sigma) + F log pi = sum_f -log sigma - (|m|^2 + nu) / sigma, as in (36)."""
-    return -(log_variance + second_moment * torch.exp(-log_variance)).sum(-1)
+    return -torch.addcmul(log_variance, second_moment, torch.exp(-log_variance)).sum(-1)
 
 
 def expected_log_likelihood_and_slope(
@@ -193,7 +193,7 @@ class CollapsedTarget:
     ) -> Float[Tensor, "component *batch frame"]:
         """log N_c(x_n; 0, g_n sigma_k(z_n) + W H)."""
         V = self.mixture_variance(log_variance, gain)
-        return -(V.log() + self.power / V).sum(-1) - V.shape[-1] * math.log(math.pi)
+        return -torch.addcdiv(V.log(), self.power, V).sum(-1) - V.shape[-1] * math.log(math.pi)
 
     def mixture_variance(
         self, log_variance: Float[Tensor, "component *batch frame freq"], gain: Tensor | None = None

@@ -21,7 +21,7 @@ def average_speech_variance(
 
     With decoders of their own the components are weighted by r (S23); a shared one has component axis 1.
     """
-    precision = torch.exp(-log_variance).mean(1)
+    precision = (-log_variance).exp_().mean(1)
     if len(precision) > 1:
         r = responsibilities[..., None]
         precision = r * torch.where(r > 0, precision, 0)

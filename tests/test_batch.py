@@ -156,7 +156,7 @@ def test_every_scheme_takes_a_batch(scheme: str, tiny_prior: Any) -> None:
 
 
 def test_a_batch_enhances_as_well_as_single_runs_do() -> None:
-    """Three parts of the demonstration's clip, four seeds: mean SI-SDR within 1.5 dB of single runs, above the mixtures'.
+    """Three parts of the demonstration's clip, four seeds: mean SI-SDR within 1.5 dB of single runs, above the noisy.
 
     Over six seeds a part's SI-SDR had a standard deviation of 0.8 dB, in batches and alone: the two means of twelve
     differ by 0.33, so that chance fails this once in 10^5. Padding fitted as sound is what the tests above find.

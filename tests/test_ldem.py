@@ -206,9 +206,7 @@ class Problem:
 
     def update(self, log_c: Tensor, mask: Tensor | None = None) -> Tensor:
         sigma = log_c.exp()[..., None, :] * self.sigma
-        return tilt_update(
-            self.power, sigma, self.weights, self.W, self.H, self.gain, mask=mask
-        )
+        return tilt_update(self.power, sigma, self.weights, self.W, self.H, self.gain, mask=mask)
 
     def q(self, log_c: Tensor) -> Tensor:
         sigma = log_c.exp()[..., None, :] * self.sigma
