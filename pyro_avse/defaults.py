@@ -1,4 +1,6 @@
-"""What `enhance` uses unless told otherwise; the tables that set them: docs/RESULTS.md, "Schemes" and "Models"."""
+"""What `enhance` uses unless told otherwise; the tables that set them: docs/RESULTS.md, "Default", "Schemes", "Unseen
+speakers".
+"""
 
 DEFAULT_MODEL = "min_vae_v2"
 DEFAULT_INFERENCE = "ldem"
