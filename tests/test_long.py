@@ -31,7 +31,7 @@ from pyro_avse.data.audio import (
 )
 from pyro_avse.data.lips import Lips
 from pyro_avse.enhancer import Enhancer
-from pyro_avse.inference import MCEM, VEM
+from pyro_avse.inference import LDEM, MCEM, VEM
 from pyro_avse.long import OVERLAP, enhance_blocks, fade_in, open_sound
 from pyro_avse.stft import STFT
 from pyro_avse.typing import InputError, Separation
@@ -213,7 +213,7 @@ def test_silence_is_no_work(deaf: Callable[..., Enhancer]) -> None:
     assert (len(enhancer.inference.seen), len(blocks.spans)) == (2, 4)  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("scheme", [VEM, MCEM])
+@pytest.mark.parametrize("scheme", [VEM, MCEM, LDEM])
 def test_the_dictionary_runs_on(scheme: Any, tiny_prior: Any) -> None:
     """W starts near where the last block left it: after one iteration it explains the same noise better than by chance.
 
@@ -240,7 +240,11 @@ def test_a_start_is_taken_as_it_is(tiny_prior: Any) -> None:
     """A dictionary given to a scheme is its W_0: without updates' exponent nothing else could make it stay."""
     prior, x = tiny_prior("a_vae", num_freqs=7), torch.randn(6, 7, dtype=torch.complex64)
     W = torch.zeros(2, 7).index_put((torch.tensor([0, 1]), torch.tensor([1, 4])), torch.tensor(1.0))
-    for scheme in (VEM(iterations=2, warmup=1, draws=1, rank=2), MCEM(iterations=2, rank=2)):
+    for scheme in (
+        VEM(iterations=2, warmup=1, draws=1, rank=2),
+        MCEM(iterations=2, rank=2),
+        LDEM(iterations=2, rank=2),
+    ):
         out = scheme(prior, x, dictionary=W)  # multiplied, zeros stay
         assert out.dictionary[0].argmax() == 1
         assert out.dictionary[1].argmax() == 4
