@@ -62,6 +62,7 @@ VARIANTS = {
     "floor 45 dB": Variant(data={"noise_floor_db": 45.0}),
     "floor 50 dB": Variant(data={"noise_floor_db": 50.0}),
     "gain fixed at 1": Variant(inference={"learn_gain": False}, weights_of="base"),
+    "no tilt at test time": Variant(inference={"learn_tilt": False}, weights_of="base"),
     "one level of speech": Variant(data={"level": "rms"}),
     "one level of speech, gain fixed at 1": Variant(
         inference={"learn_gain": False}, weights_of="one level of speech"

@@ -15,8 +15,8 @@ padding out. The penalty's normaliser depends on pi alone among the parameters; 
 
 A microphone that is darker or brighter than those of training makes all of speech unlikely, and the noise model takes
 what the prior cannot say. So with `learn_tilt` the speech variance is c_f sigma_f(z), log c_f = t u_f + const with u_f
-falling from 1 to -1 along the mel scale, and the M-step has a scalar more, t (`tilt_update`): from `TILT_START` on, when
-the noise model has settled. What is constant in f is the gain's business.
+falling from 1 to -1 along the mel scale, and the M-step has a scalar more, t (`tilt_update`): from `TILT_START` on,
+when the noise model has settled. What is constant in f is the gain's business.
 
 The schedule is short: chains go on from one iteration to the next, so that four steps do for thirty, provided that the
 first E-step is long enough for them to arrive; and a long run of EM lets the noise model take weak speech for noise.
@@ -193,9 +193,8 @@ def tilt_update(
     """What to add to log c_f: the update that S19 gives g_n, here of every frequency, brought to the form t u_f.
 
     c_f <- c_f [sum_n |x|^2 sum_rk w sigma V^-2 / sum_n sum_rk w sigma V^-1]^exponent would fit every frequency on its
-    own; t is the slope of its logarithm along u, each frequency weighted by that denominator, its share of speech, and u
-    taken from its mean under these weights, so that the update leaves the level to the gain. `sigma` is c sigma_k(z_r),
-    c as it stands.
+    own; t is the slope of its logarithm along u, each frequency weighted by that denominator, its share of speech. u is
+    taken from its mean under these weights: the level is the gain's. `sigma` is c sigma_k(z_r), c as it stands.
     """
     speech = gain[..., None] * sigma
     V = speech + nmf_noise_variance(W, H)
