@@ -5,6 +5,7 @@ clips: other speakers, another corpus, recorded noises. Only `and grid/train` ha
 The base has 20 minutes of each folder, so that the mix of data is told from its amount.
 
     python benchmarks/prior_study.py --data ../shared/data --synth runs/synth --out runs/prior_study
+    python benchmarks/prior_study.py ... --split test --noises all --snrs -5 0 5 --bundled a_vae min_vae_v2
 
 A folder a variant in --out: what is trained and scored there already is not done again. `--only` names some variants.
 """
@@ -28,9 +29,6 @@ from pyro_avse.recipe import Recipe, load_recipe
 from pyro_avse.training import WEIGHTS, train
 
 NOISES = ("street_tram", "kitchen", "highway", "windy_street")
-SNRS = (-5.0, 5.0)
-CLIPS = 6
-"""Of grid/valid: two of each speaker."""
 SCORES = {"si_sdr": 2, "sdr": 2, "pesq_nb": 3, "stoi": 3}
 ALL = math.inf
 
@@ -89,6 +87,13 @@ def main() -> None:
     parser.add_argument("--synth", type=Path, required=True, help="made by pyro-avse data synth")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", nargs="+", default=list(VARIANTS), choices=VARIANTS)
+    parser.add_argument("--bundled", nargs="+", default=[], help="bundled models, for comparison")
+    parser.add_argument("--split", default="valid", choices=("valid", "test"), help="of grid")
+    parser.add_argument("--clips", type=int, default=6, help="evenly over the speakers")
+    parser.add_argument("--snrs", type=float, nargs="+", default=[-5.0, 5.0])
+    parser.add_argument(
+        "--noises", nargs="+", default=list(NOISES), help="files of noise/, babble, white; or all"
+    )
     parser.add_argument("--inference", default=DEFAULT_INFERENCE, help="a scheme")
     parser.add_argument("--iterations", type=int, help="of the scheme, fewer than its default")
     args = parser.parse_args()
@@ -99,30 +104,41 @@ def main() -> None:
         "synth": args.synth,
         "grid": args.data / "grid",
     }
+    recorded = sorted(path.stem for path in (args.data / "noise").glob("*.flac"))
+    noises = [*recorded, "babble", "white"] if args.noises == ["all"] else args.noises
     results: dict[str, pd.DataFrame] = {}
-    for name in args.only:
-        trained = folder_of(args.out, VARIANTS[name].weights_of or name)
-        variant = VARIANTS[VARIANTS[name].weights_of or name]
-        if not (trained / WEIGHTS).is_file():
-            corpora = [
-                excerpt(folders[which], minutes, args.out / "data" / f"{which}_{minutes:g}")
-                for which, minutes in variant.minutes.items()
-            ]
-            train(recipe_of(variant), corpora, trained, resume=True)
+    for name in [*args.bundled, *args.only]:
+        variant = VARIANTS.get(name, Variant())
+        weights = (
+            name if name in args.bundled else trained(variant.weights_of or name, folders, args.out)
+        )
         settings = {"iterations": args.iterations} if args.iterations else {}
-        settings |= VARIANTS[name].inference
+        settings |= variant.inference
         results[name] = evaluate(
             args.data / "grid",
-            [str(args.data / "noise" / f"{noise}.flac") for noise in NOISES],
-            SNRS,
-            [f"model={trained / WEIGHTS}"],
+            [str(args.data / "noise" / f"{n}.flac") if n in recorded else n for n in noises],
+            args.snrs,
+            [f"model={weights}"],
             [args.inference],
-            split="valid",
-            clips=CLIPS,
+            split=args.split,
+            clips=args.clips,
             settings={args.inference: settings},
-            out=folder_of(args.out, name) / f"scores_{args.inference}",
+            out=folder_of(args.out, name)
+            / f"scores_{args.inference}{'_test' * (args.split == 'test')}",
         )
         print(f"\n{table(results)}", flush=True)
+
+
+def trained(name: str, folders: dict[str, Path], out: Path) -> Path:
+    """The variant's weights, trained now unless they are there."""
+    weights = folder_of(out, name) / WEIGHTS
+    if not weights.is_file():
+        corpora = [
+            excerpt(folders[which], minutes, out / "data" / f"{which}_{minutes:g}")
+            for which, minutes in VARIANTS[name].minutes.items()
+        ]
+        train(recipe_of(VARIANTS[name]), corpora, weights.parent, resume=True)
+    return weights
 
 
 def recipe_of(variant: Variant) -> Recipe:
@@ -167,8 +183,9 @@ def link(clip: Path, corpus: Path, out: Path) -> None:
 def table(results: dict[str, pd.DataFrame]) -> str:
     """Mean improvements, a row a variant; the first is what SI-SDR's differences are taken from."""
     keys = ["clip", "noise", "snr"]
-    base = next(iter(results.values())).set_index(keys)["si_sdr_improvement"]
-    head = ["variant", *SCORES, "SI-SDR less the first's", *(f"SI-SDR, {n}" for n in NOISES)]
+    first = next(iter(results.values()))
+    base, noises = first.set_index(keys)["si_sdr_improvement"], list(first["noise"].unique())
+    head = ["variant", *SCORES, "SI-SDR less the first's", *(f"SI-SDR, {n}" for n in noises)]
     lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
     for name, rows in results.items():
         cells = [f"{rows[f'{s}_improvement'].mean():+.{digits}f}" for s, digits in SCORES.items()]
@@ -177,7 +194,7 @@ def table(results: dict[str, pd.DataFrame]) -> str:
         half = student.ppf(0.975, len(of_clips) - 1) * of_clips.std() / len(of_clips) ** 0.5
         cells.append(f"{of_clips.mean():+.2f} ± {half:.2f}")
         by_noise = rows.groupby("noise")["si_sdr_improvement"].mean()
-        cells += [f"{by_noise[noise]:+.2f}" for noise in NOISES]
+        cells += [f"{by_noise[noise]:+.2f}" for noise in noises]
         lines.append("| " + " | ".join([name, *cells]) + " |")
     return "\n".join(lines)
 

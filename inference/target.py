@@ -10,7 +10,7 @@ All are equal to what Pyro makes of `models/noisy_speech.py`; the tests show it.
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import Any
 
 import torch
@@ -318,7 +318,7 @@ def mixture_value_and_grad(
         log_joint = target.component_prior.log_prob(z) + log_likelihood
         value, score = log_sum_of_components(log_joint), target.component_prior.score(z)
         if len(log_joint) > 1:
-            rho = torch.softmax(log_joint, dim=0)[..., None]
+            rho = (log_joint - value).exp()[..., None]
             score = rho * score
             if len(slope) > 1:
                 slope = torch.where(rho > 0, rho * slope, 0)
@@ -340,7 +340,7 @@ def log_sum_of_components(
     log_joint: Float[Tensor, "component *batch frame"],
 ) -> Float[Tensor, "*batch frame"]:
     """log sum_k exp J_k."""
-    return log_joint[0] if len(log_joint) == 1 else torch.logsumexp(log_joint, dim=0)
+    return reduce(torch.logaddexp, log_joint.unbind())
 
 
 def zero_where_idle(

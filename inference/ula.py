@@ -46,7 +46,7 @@ class ULA:
         """One move of every chain and frame."""
         z = langevin_proposal(state, of_every_code(self.step_size, target), rng=rng)
         proposal = gradient_state(target, z)
-        finite = proposal.gradient.isfinite().flatten(-target.event_dim).all(-1)
-        finite = finite & proposal.log_density.isfinite()
+        slopes = proposal.gradient.flatten(-target.event_dim).sum(-1)
+        finite = (proposal.log_density + slopes).isfinite()
         always = torch.full_like(proposal.log_density, math.inf)
         return accept_or_reject(state, proposal, torch.where(finite, always, -math.inf), rng=rng)
