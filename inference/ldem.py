@@ -40,6 +40,7 @@ from pyro_avse.inference.mcem import (
     Draws,
     Gain,
     Weights,
+    average,
     m_step,
     monte_carlo_q,
     monte_carlo_wiener,
@@ -200,8 +201,8 @@ def tilt_update(
     """
     speech = gain[..., None] * sigma
     V = speech + nmf_noise_variance(W, H)
-    share = weights[..., None] * speech / V
-    up, down = power * (share / V).sum((0, 1)), share.sum((0, 1))
+    share = speech / V
+    up, down = power * average(share / V, weights), average(share, weights)
     up, down = (
         sum_of_frames(term.mT, None if mask is None else mask[..., None, :]) for term in (up, down)
     )

@@ -248,10 +248,10 @@ def mcem_update_gain(
     exponent: float = 0.5,
 ) -> Gain:
     """g_n <- g_n * [sum_f |x|^2 sum_rk w sigma V^-2 / sum_f sum_rk w sigma V^-1]^exponent. Slides S19"""
-    V = _mixture_variance(sigma, W, H, gain)
-    w_sigma = weights[..., None] * sigma
-    up = (power * (w_sigma / V.square()).sum((0, 1))).sum(-1)
-    down = (w_sigma / V).sum((0, 1)).sum(-1)
+    inverse = _mixture_variance(sigma, W, H, gain).reciprocal()
+    share = sigma * inverse
+    down = average(share, weights).sum(-1)
+    up = (power * average(share.mul_(inverse), weights)).sum(-1)
     return (gain * (up / down).pow(exponent)).clamp_min(GAIN_FLOOR)
 
 
@@ -276,7 +276,7 @@ def monte_carlo_wiener(
     """The posterior mean sum_rk w_rk g sigma_k(z_r) / V_rk of speech, times x. Slides S20"""
     speech = gain[..., None] * sigma
     ratio = speech / (speech + nmf_noise_variance(W, H))
-    return (weights[..., None] * ratio).sum((0, 1)) * mixture
+    return average(ratio, weights) * mixture
 
 
 def monte_carlo_speech_power(
@@ -285,7 +285,7 @@ def monte_carlo_speech_power(
     """E|s|^2 = sum_rk w_rk (G^2 |x|^2 + G W H), G = g sigma_k(z_r) / V_rk: the second moment of S20's posterior."""
     speech, noise = gain[..., None] * sigma, nmf_noise_variance(W, H)
     ratio = speech / (speech + noise)
-    return (weights[..., None] * (ratio.square() * power + ratio * noise)).sum((0, 1))
+    return average(ratio.square() * power + ratio * noise, weights)
 
 
 def _mixture_variance(sigma: Draws, W: Dictionary, H: Activations, gain: Gain) -> Draws:
@@ -297,6 +297,13 @@ def _ratio_terms(
     power: Power, sigma: Draws, weights: Weights, W: Dictionary, H: Activations, gain: Gain
 ) -> tuple[Power, Power]:
     """|x|^2 sum_rk w V^-2 and sum_rk w V^-1: minus and plus the parts of -dQ/d(W H)."""
-    inverse = _mixture_variance(sigma, W, H, gain).reciprocal()
-    w = weights[..., None]
-    return power * (w * inverse.square()).sum((0, 1)), (w * inverse).sum((0, 1))
+    inverse = _mixture_variance(sigma, W, H, gain).reciprocal_()
+    down = average(inverse, weights)
+    return power * average(inverse.square_(), weights), down
+
+
+def average(terms: Draws, weights: Weights) -> Power:
+    """sum_rk w_rk terms_rk. Where components share a decoder, terms come once, and their weights are summed first."""
+    if len(terms) < len(weights):
+        weights = weights.sum(0, keepdim=True)
+    return (weights[..., None] * terms).sum((0, 1))

@@ -23,7 +23,7 @@ from pyro_avse.typing import Info, InputError, Target
 pytestmark = pytest.mark.usefixtures("float64")
 SmallPrior = Callable[..., Any]
 SHORT = {"iterations": 4, "first_warmup": 5, "warmup": 2, "draws": 3, "rank": 2}
-SHORT |= {"final_warmup": 2, "final_draws": 3}
+SHORT |= {"final_warmup": 2, "final_draws": 3, "exponent": 0.75}
 
 
 def complex_normal(*shape: int) -> Tensor:
