@@ -47,7 +47,11 @@ def main() -> None:
     parser.add_argument("--snr", default="-5,5", help="dB, by commas")
     parser.add_argument("--clips", type=int, default=3)
     parser.add_argument("--model", default=DEFAULT_MODEL)
-    parser.add_argument("--schemes", default="vem,collapsed_vem,mcem,peem,ldem")
+    parser.add_argument(
+        "--schemes",
+        default="vem,collapsed_vem,mcem,peem,gpeem,ldem,importance,amortised_vem",
+        help="by commas; nuts and auto_normal start from all of mcem's iterations",
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True, help="folder of the figure")
     args = parser.parse_args()

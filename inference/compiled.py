@@ -121,18 +121,18 @@ class Randomness(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = dict(kwargs or {})
-        if kwargs.get("generator") is None:
+        generator = kwargs.pop("generator", None)
+        if generator is None:
             return func(*args, **kwargs)
         if self.given is not None:
             return next(self.given)
-        del kwargs["generator"]
 
         def draw(rng: torch.Generator) -> Tensor:
             like = [torch.empty_like(a) if isinstance(a, Tensor) else a for a in args]
             return func(*like, **kwargs, generator=rng)  # x.exponential_() fills an x of its own
 
         self.draws.append(draw)
-        return func(*args, **kwargs, generator=torch.Generator(device=kwargs.get("device", "cpu")))
+        return func(*args, **kwargs, generator=generator)
 
 
 def leaves(tree: Any) -> list[Tensor]:
