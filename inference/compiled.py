@@ -41,7 +41,8 @@ class Compiled:
     """`inner`, compiled `steps` steps at a time.
 
     Raises:
-        InputError: a kernel that proposes from a guide, which each E-step makes anew; or where nothing can be compiled.
+        InputError: a kernel that proposes from a guide, which each E-step makes anew; a step that looks at a tensor's
+            value, as `if` does; no C++ compiler.
     """
 
     inner: Kernel
@@ -67,18 +68,17 @@ class Compiled:
     def block(self, target: Target, state: Any, *, rng: torch.Generator) -> list[Move]:
         """The next `steps` steps; the first call for these shapes compiles them."""
         key = (self.steps, signature(self.inner), signature(target), signature(state))
-        if key not in self.programs:
-            self.programs[key] = self._record(target, state)
-        program = self.programs[key]
-        inputs = contiguous_leaves((self.inner, target, state)) + [
-            draw(rng) for draw in program.draws
-        ]
         try:
-            results = program.function(*inputs)
-        except torch._dynamo.exc.TorchDynamoException as error:
-            cause = str(error).strip().splitlines()[0]
+            if key not in self.programs:
+                self.programs[key] = self._record(target, state)
+            program = self.programs[key]
+            drawn = [draw(rng) for draw in program.draws]
+            results = program.function(*inputs_of((self.inner, target, state)), *drawn)
+        except RuntimeError as error:
+            cause = " ".join(str(error).split("\n")[:2])
             raise InputError(
-                f"Compiled: {cause}: install a C++ compiler, or take the kernel uncompiled"
+                f"Compiled: {type(self.inner).__name__} cannot be compiled ({cause}): its step may look at no tensor's "
+                "value, and torch.compile needs a C++ compiler; or take it uncompiled"
             ) from error
         return rebuild(program.moves, iter(results))
 
@@ -93,8 +93,8 @@ class Compiled:
             with validation_enabled(False), Randomness(given):
                 return leaves(walk(kernel, here, start, self.steps, rng))
 
-        inputs = contiguous_leaves((self.inner, target, state)) + [draw(rng) for draw in real.draws]
-        graph = make_fx(of_tensors)(*inputs)
+        drawn = [draw(rng) for draw in real.draws]
+        graph = make_fx(of_tensors)(*inputs_of((self.inner, target, state)), *drawn)
         return Program(real.draws, torch.compile(graph, fullgraph=True, dynamic=False), moves)
 
 
@@ -142,7 +142,7 @@ def leaves(tree: Any) -> list[Tensor]:
     return [leaf for branch in _branches(tree) for leaf in leaves(branch)]
 
 
-def contiguous_leaves(tree: Any) -> list[Tensor]:
+def inputs_of(tree: Any) -> list[Tensor]:
     """The same, none of them a view: how they lie in memory is then no part of a program."""
     return [leaf.contiguous() for leaf in leaves(tree)]
 

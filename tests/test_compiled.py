@@ -20,7 +20,7 @@ from pyro_avse.inference import (
 from pyro_avse.inference.compiled import leaves, rebuild, signature
 from pyro_avse.inference.gibbs import Gibbs
 from pyro_avse.inference.target import CollapsedTarget
-from pyro_avse.typing import InputError, Kernel, State
+from pyro_avse.typing import Info, InputError, Kernel, State, Target
 
 pytestmark = [
     pytest.mark.usefixtures("float64"),
@@ -122,11 +122,21 @@ def test_refusals(posterior: Posterior, monkeypatch: pytest.MonkeyPatch) -> None
         Compiled(Gibbs(Independence()))
     with pytest.raises(InputError, match="Compiled: steps is 0: give 1 or more"):
         Compiled(RandomWalk(), steps=0)
+    target, z = posterior("a_vae"), torch.zeros(1, 2, 4, 2)
+    with pytest.raises(
+        InputError, match=r"Compiled: Peeking cannot be compiled .*no tensor's value"
+    ):
+        run_chains(Compiled(Peeking(), steps=2), target, z, draws=2)
     monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
     monkeypatch.setattr("torch._inductor.config.force_disable_caches", True)
-    with pytest.raises(
-        InputError, match=r"Compiled: .*: install a C\+\+ compiler, or take the kernel"
-    ):
-        run_chains(
-            Compiled(RandomWalk(), steps=2), posterior("a_vae"), torch.zeros(1, 2, 4, 2), draws=2
-        )
+    with pytest.raises(InputError, match=r"RandomWalk cannot be compiled .*needs a C\+\+ compiler"):
+        run_chains(Compiled(RandomWalk(), steps=2), target, z, draws=2)
+
+
+class Peeking(RandomWalk):
+    """A walk that looks at where it stands."""
+
+    def step(self, target: Target, state: State, *, rng: torch.Generator) -> tuple[State, Info]:
+        if state.z.sum() > 1e9:
+            raise ValueError("gone")
+        return super().step(target, state, rng=rng)
