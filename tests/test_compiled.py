@@ -49,8 +49,8 @@ def posterior(
     [
         (RandomWalk(0.5), "two_decoders"),
         (HMC(1.0, steps=2), "a_vae"),
-        pytest.param(MALA(0.3), "two_decoders", marks=pytest.mark.slow),
-        pytest.param(Gibbs(MALA(0.3)), "two_decoders", marks=pytest.mark.slow),
+        pytest.param(MALA(1.5), "two_decoders", marks=pytest.mark.slow),
+        pytest.param(Gibbs(MALA(1.5)), "two_decoders", marks=pytest.mark.slow),
     ],
 )
 def test_draws_are_the_kernels_own(kernel: Kernel, prior: str, posterior: Posterior) -> None:
