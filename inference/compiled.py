@@ -42,7 +42,7 @@ class Compiled:
 
     Raises:
         InputError: a kernel that proposes from a guide, which each E-step makes anew; a step that looks at a tensor's
-            value, as `if` does; no C++ compiler.
+            value, as `if` and torch.normal(mean, std) do; no C++ compiler.
     """
 
     inner: Kernel
@@ -68,18 +68,11 @@ class Compiled:
     def block(self, target: Target, state: Any, *, rng: torch.Generator) -> list[Move]:
         """The next `steps` steps; the first call for these shapes compiles them."""
         key = (self.steps, signature(self.inner), signature(target), signature(state))
-        try:
-            if key not in self.programs:
-                self.programs[key] = self._record(target, state)
-            program = self.programs[key]
-            drawn = [draw(rng) for draw in program.draws]
-            results = program.function(*inputs_of((self.inner, target, state)), *drawn)
-        except RuntimeError as error:
-            cause = " ".join(str(error).split("\n")[:2])
-            raise InputError(
-                f"Compiled: {type(self.inner).__name__} cannot be compiled ({cause}): its step may look at no tensor's "
-                "value, and torch.compile needs a C++ compiler; or take it uncompiled"
-            ) from error
+        if key not in self.programs:
+            self.programs[key] = self._record(target, state)
+        program = self.programs[key]
+        drawn = [draw(rng) for draw in program.draws]
+        results = program.function(*inputs_of((self.inner, target, state)), *drawn)
         return rebuild(program.moves, iter(results))
 
     def _record(self, target: Target, state: Any) -> Program:
@@ -93,9 +86,18 @@ class Compiled:
             with validation_enabled(False), Randomness(given):
                 return leaves(walk(kernel, here, start, self.steps, rng))
 
-        drawn = [draw(rng) for draw in real.draws]
-        graph = make_fx(of_tensors)(*inputs_of((self.inner, target, state)), *drawn)
-        return Program(real.draws, torch.compile(graph, fullgraph=True, dynamic=False), moves)
+        inputs = inputs_of((self.inner, target, state)) + [draw(rng) for draw in real.draws]
+        try:
+            graph = make_fx(of_tensors)(*inputs)
+            function = torch.compile(graph, fullgraph=True, dynamic=False)
+            function(*inputs)  # the first call compiles
+        except RuntimeError as error:
+            cause = " ".join(str(error).split("\n")[:2])
+            raise InputError(
+                f"Compiled: {type(self.inner).__name__} cannot be compiled ({cause}): its step may look at no tensor's "
+                "value, and torch.compile needs a C++ compiler; or take it uncompiled"
+            ) from error
+        return Program(real.draws, function, moves)
 
 
 def walk(
@@ -110,7 +112,11 @@ def walk(
 
 
 class Randomness(TorchFunctionMode):
-    """Notes every draw from a generator; with `given`, takes the next of those tensors in place of drawing."""
+    """Notes every draw from a generator; with `given`, takes the next of those tensors in place of drawing.
+
+    A draw may fill a tensor (`x.exponential_()`), but not depend on one, as torch.normal(mean, std) does: it is made
+    again where there is no such tensor. Raises InputError for those.
+    """
 
     def __init__(self, given: Iterator[Tensor] | None = None) -> None:
         super().__init__()
@@ -124,12 +130,19 @@ class Randomness(TorchFunctionMode):
         generator = kwargs.pop("generator", None)
         if generator is None:
             return func(*args, **kwargs)
+        fills = func.__name__.endswith("_")
+        if any(isinstance(a, Tensor) for a in [*args[1 if fills else 0 :], *kwargs.values()]):
+            raise InputError(
+                f"Compiled: {func.__name__} draws by the values of a tensor: draw by randn, rand or exponential_, and "
+                "shift and scale what comes, or take the kernel uncompiled"
+            )
         if self.given is not None:
-            return next(self.given)
+            drawn = next(self.given)
+            return args[0].copy_(drawn) if fills else drawn
 
         def draw(rng: torch.Generator) -> Tensor:
-            like = [torch.empty_like(a) if isinstance(a, Tensor) else a for a in args]
-            return func(*like, **kwargs, generator=rng)  # x.exponential_() fills an x of its own
+            own = [torch.empty_like(args[0]), *args[1:]] if fills else args
+            return func(*own, **kwargs, generator=rng)
 
         self.draws.append(draw)
         return func(*args, **kwargs, generator=generator)

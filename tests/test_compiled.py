@@ -127,10 +127,38 @@ def test_refusals(posterior: Posterior, monkeypatch: pytest.MonkeyPatch) -> None
         InputError, match=r"Compiled: Peeking cannot be compiled .*no tensor's value"
     ):
         run_chains(Compiled(Peeking(), steps=2), target, z, draws=2)
+    with pytest.raises(
+        InputError, match="Compiled: normal draws by the values of a tensor: draw by"
+    ):
+        run_chains(Compiled(Centred(), steps=2), target, z, draws=2)
     monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
     monkeypatch.setattr("torch._inductor.config.force_disable_caches", True)
     with pytest.raises(InputError, match=r"RandomWalk cannot be compiled .*needs a C\+\+ compiler"):
         run_chains(Compiled(RandomWalk(), steps=2), target, z, draws=2)
+
+
+def test_a_kernels_own_errors_are_its_own_and_what_fails_is_not_kept(posterior: Posterior) -> None:
+    target, z = posterior("a_vae"), torch.zeros(1, 2, 4, 2)
+    broken = Compiled(Broken(), steps=2)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="out of luck"):
+            run_chains(broken, target, z, draws=2)
+    assert not broken.programs
+
+
+class Broken(RandomWalk):
+    """A walk that fails for a reason of its own."""
+
+    def step(self, target: Target, state: State, *, rng: torch.Generator) -> tuple[State, Info]:
+        raise RuntimeError("out of luck")
+
+
+class Centred(RandomWalk):
+    """A walk that lets torch.normal centre the proposal: right by itself, not to be drawn apart from z."""
+
+    def step(self, target: Target, state: State, *, rng: torch.Generator) -> tuple[State, Info]:
+        z = torch.normal(state.z, 0.1, generator=rng)
+        return State(z, target.log_density(z)), Info(torch.ones_like(state.log_density).bool())
 
 
 class Peeking(RandomWalk):
