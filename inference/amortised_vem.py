@@ -54,7 +54,7 @@ class AmortisedVEM:
     """Settings.
 
     Attributes:
-        iterations: EM iterations.
+        iterations: a quarter of the others': with more, the noise model takes speech ("Time to quality" in RESULTS.md).
         steps: of Adam, on the encoders, in each; 0 leaves them as they were trained.
         learning_rate: of Adam.
         draws, final_draws: of q, for r and the M-step, and in the end for speech.
@@ -62,7 +62,7 @@ class AmortisedVEM:
         mixing_weight, learn_gain, exponent: as in `MCEM`.
     """
 
-    iterations: int = 100
+    iterations: int = 25
     steps: int = 3
     learning_rate: float = 3e-3
     draws: int = 10
