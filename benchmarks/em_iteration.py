@@ -19,7 +19,7 @@ from pyro_avse.inference import VEM, Compiled, RandomWalk, run_chains
 from pyro_avse.inference.target import MeanFieldTarget
 from pyro_avse.models import MINVAEv2
 
-FRAMES, STEPS, REPEATS, ITERATIONS = 150, 40, 9, 10
+FRAMES, STEPS, REPEATS, ITERATIONS = 150, 40, 9, 50
 
 
 @torch.no_grad()

@@ -11,7 +11,8 @@ step sizes are adapted, and for what a multiple of `steps` leaves over, the kern
 """
 
 from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -89,7 +90,7 @@ class Compiled:
         inputs = inputs_of((self.inner, target, state)) + [draw(rng) for draw in real.draws]
         try:
             graph = make_fx(of_tensors)(*inputs)
-            function = torch.compile(graph, fullgraph=True, dynamic=False)
+            function = torch._inductor.compile(graph, inputs)  # torch.compile less its guards
             function(*inputs)  # the first call compiles
         except RuntimeError as error:
             cause = " ".join(str(error).split("\n")[:2])
@@ -166,10 +167,8 @@ def rebuild(tree: Any, given: Iterator[Tensor]) -> Any:
         return next(given)
     if isinstance(tree, tuple | list):
         return type(tree)(rebuild(branch, given) for branch in tree)
-    if is_dataclass(tree) and not isinstance(tree, type):
-        return replace(
-            tree, **{f.name: rebuild(getattr(tree, f.name), given) for f in fields(tree)}
-        )
+    if names := _fields(tree.__class__):
+        return type(tree)(**{name: rebuild(getattr(tree, name), given) for name in names})
     return tree
 
 
@@ -184,6 +183,10 @@ def signature(tree: Any) -> Hashable:
 def _branches(tree: Any) -> list[Any]:
     if isinstance(tree, tuple | list):
         return list(tree)
-    if is_dataclass(tree) and not isinstance(tree, type):
-        return [getattr(tree, f.name) for f in fields(tree)]
-    return []
+    return [getattr(tree, name) for name in _fields(tree.__class__)]
+
+
+@cache
+def _fields(of: Hashable) -> tuple[str, ...]:
+    """The names of a dataclass's fields, by which it can be made again."""
+    return tuple(f.name for f in fields(of)) if is_dataclass(of) else ()
