@@ -11,20 +11,26 @@ A folder a variant in --out: what is trained and scored there already is not don
 """
 
 import argparse
+import io
 import math
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import soundfile
 import torch
+from scipy.signal import butter, sosfilt, sosfiltfilt
 from scipy.stats import t as student
 
+from pyro_avse.data.audio import SAMPLE_RATE
 from pyro_avse.data.corpus import find_utterances
+from pyro_avse.data.noise import white_noise
 from pyro_avse.defaults import DEFAULT_INFERENCE
 from pyro_avse.evaluation import evaluate
+from pyro_avse.files import write_atomically
 from pyro_avse.recipe import Recipe, load_recipe
 from pyro_avse.training import WEIGHTS, train
 
@@ -46,6 +52,8 @@ class Variant:
     """Settings of the scheme."""
     weights_of: str = ""
     """The variant whose weights serve; "": its own."""
+    high_pass: float = 0.0
+    """Hz below which the training clips are cut off, before any floor is added; 0: as they are."""
 
 
 VARIANTS = {
@@ -66,6 +74,8 @@ VARIANTS = {
         inference={"learn_gain": False}, weights_of="one level of speech"
     ),
     "levels vary by 20 dB": Variant(data={"level_range_db": 20.0}),
+    "nothing below 100 Hz learned": Variant(high_pass=100.0),
+    "nothing below 200 Hz learned": Variant(high_pass=200.0),
     "tilts up to 3 dB an octave": Variant(data={"tilt_db": 3.0}),
     "tilts up to 6 dB an octave": Variant(data={"tilt_db": 6.0}),
     "L = 16": Variant(options={"latent_dim": 16}),
@@ -92,7 +102,10 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=6, help="evenly over the speakers")
     parser.add_argument("--snrs", type=float, nargs="+", default=[-5.0, 5.0])
     parser.add_argument(
-        "--noises", nargs="+", default=list(NOISES), help="files of noise/, babble, white; or all"
+        "--noises",
+        nargs="+",
+        default=list(NOISES),
+        help="files of noise/, babble, white, car (made here); or all, which is all but car",
     )
     parser.add_argument("--inference", default=DEFAULT_INFERENCE, help="a scheme")
     parser.add_argument("--iterations", type=int, help="of the scheme, fewer than its default")
@@ -106,6 +119,9 @@ def main() -> None:
     }
     recorded = sorted(path.stem for path in (args.data / "noise").glob("*.flac"))
     noises = [*recorded, "babble", "white"] if args.noises == ["all"] else args.noises
+    files = {name: str(args.data / "noise" / f"{name}.flac") for name in recorded}
+    if "car" in noises:
+        files["car"] = str(car_noise(args.out / "data" / "car.flac"))
     results: dict[str, pd.DataFrame] = {}
     for name in [*args.bundled, *args.only]:
         variant = VARIANTS.get(name, Variant())
@@ -114,9 +130,9 @@ def main() -> None:
         )
         settings = {"iterations": args.iterations} if args.iterations else {}
         settings |= variant.inference
-        results[name] = evaluate(
+        rows = evaluate(
             args.data / "grid",
-            [str(args.data / "noise" / f"{n}.flac") if n in recorded else n for n in noises],
+            [files.get(noise, noise) for noise in noises],
             args.snrs,
             [f"model={weights}"],
             [args.inference],
@@ -126,6 +142,7 @@ def main() -> None:
             out=folder_of(args.out, name)
             / f"scores_{args.inference}{'_test' * (args.split == 'test')}",
         )
+        results[name] = rows[rows["noise"].isin(noises) & rows["snr"].isin(args.snrs)]
         print(f"\n{table(results)}", flush=True)
 
 
@@ -137,6 +154,8 @@ def trained(name: str, folders: dict[str, Path], out: Path) -> Path:
             excerpt(folders[which], minutes, out / "data" / f"{which}_{minutes:g}")
             for which, minutes in VARIANTS[name].minutes.items()
         ]
+        if hz := VARIANTS[name].high_pass:
+            corpora = [high_passed(c, hz, Path(f"{c}_above_{hz:g}_Hz")) for c in corpora]
         train(recipe_of(VARIANTS[name]), corpora, weights.parent, resume=True)
     return weights
 
@@ -169,6 +188,35 @@ def excerpt(corpus: Path, minutes: float, out: Path) -> Path:
             if int((place + 1) * share) > int(place * share):
                 link(clip, corpus, out)
     return out
+
+
+def car_noise(out: Path) -> Path:
+    """A minute of rumble as in a car: white noise through a second-order low-pass at 50 Hz, 96 % of it below 100 Hz."""
+    if not out.exists():
+        low = butter(2, 50.0, fs=SAMPLE_RATE, output="sos")
+        rumble = sosfilt(low, white_noise(60 * SAMPLE_RATE, np.random.default_rng(0)))
+        write_flac(out, rumble / np.abs(rumble).max(), SAMPLE_RATE)
+    return out
+
+
+def high_passed(corpus: Path, hz: float, out: Path) -> Path:
+    """The corpus's training and valid clips without what lies below `hz`: 24 dB an octave, twice, no phase."""
+    for split in ("train", "valid"):
+        for clip in find_utterances(corpus, split):  # type: ignore[arg-type]
+            place = out / clip.audio.relative_to(corpus)
+            if not place.exists():
+                waveform, rate = soundfile.read(clip.audio)
+                filtered = sosfiltfilt(butter(4, hz, "highpass", fs=rate, output="sos"), waveform)
+                write_flac(place, filtered / max(1.0, np.abs(filtered).max()), rate)
+    return out
+
+
+def write_flac(out: Path, waveform: np.ndarray, rate: int) -> None:
+    """As a whole or not at all, with the folders above."""
+    sound = io.BytesIO()
+    soundfile.write(sound, waveform, rate, format="FLAC")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, sound.getvalue())
 
 
 def link(clip: Path, corpus: Path, out: Path) -> None:

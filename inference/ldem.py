@@ -18,6 +18,11 @@ what the prior cannot say. So with `learn_tilt` the speech variance is c_f sigma
 falling from 1 to -1 along the mel scale, and the M-step has a scalar more, t (`tilt_update`): from `TILT_START` on,
 when the noise model has settled. What is constant in f is the gain's business.
 
+The start: noise that lies low, or is faint, leaves most of speech as it was, and W H as loud as the mixture at all
+frequencies, the papers' start, takes weak speech there, and keeps it. So W H starts as the noise that is always there
+(`stationary_spectrum`). Under noise so quiet the target is too narrow for chains that come from afar: the first E-step
+still sees noise as loud as the mixture, and a frame starts from that encoder's code which explains it best.
+
 The schedule is short: chains go on from one iteration to the next, so that four steps do for thirty, provided that the
 first E-step is long enough for them to arrive; and a long run of EM lets the noise model take weak speech for noise.
 With exponent 3/4 the updates go further than to the minimum of their majoriser, at 1/2, and not so far as to where it
@@ -52,7 +57,7 @@ from pyro_avse.inference.settings import check_settings
 from pyro_avse.inference.target import CollapsedTarget
 from pyro_avse.inference.ula import ULA
 from pyro_avse.inference.vem import initial_mixing_weight, update_mixing_weight
-from pyro_avse.models.nmf_noise import initial_factors, nmf_noise_variance
+from pyro_avse.models.nmf_noise import initial_factors, mixture_level, nmf_noise_variance
 from pyro_avse.typing import (
     Codes,
     FrameMask,
@@ -78,6 +83,7 @@ class LDEM:
         iterations, warmup, draws, first_warmup, final_warmup, final_draws, chains, rank, adapt, mixing_weight,
             learn_gain, exponent: as in `MCEM`; `ula`, which rejects nothing, has nothing to adapt.
         learn_tilt: fit the microphone's tilt t; else it stays at 0.
+        stationary_start: the start above; else that of `MCEM`.
         total_variation: lambda, the weight of the penalty on |z_n - z_{n-1}|_1; 0: none, and frames are independent.
 
     Raises:
@@ -97,6 +103,7 @@ class LDEM:
     mixing_weight: tuple[float, ...] | None = None
     learn_gain: bool = True
     learn_tilt: bool = True
+    stationary_start: bool = True
     total_variation: float = 0.0
     exponent: float = 0.75
 
@@ -124,14 +131,19 @@ class LDEM:
         power = x.real.square() + x.imag.square()
         rng = torch.Generator(device=x.device).manual_seed(seed)
 
-        W, H = initial_factors(power, self.rank, mask=mask, rng=rng)
+        W, H = initial_factors(
+            power, self.rank, stationary=self.stationary_start, mask=mask, rng=rng
+        )
         if dictionary is not None:
             W = dictionary.expand_as(W)
         g, log_c = torch.ones_like(power[..., 0]), torch.zeros_like(power[..., 0, :])
         pi = initial_mixing_weight(prior, power, self.mixing_weight)
-        start = prior.initial_codes(power, lips)
-        z, kernel = start.expand(self.chains, *start.shape), self.kernel
         v = prior.visual_features(lips)
+        start = prior.initial_codes(power, lips)
+        if self.stationary_start and prior.num_components > 1 and lips is not None:
+            quiet = CollapsedTarget(prior, v, power, nmf_noise_variance(W, H), pi)
+            start = likeliest_codes(quiet, torch.cat([start[None], prior.encode(power, lips).mean]))
+        z, kernel = start.expand(self.chains, *start.shape), self.kernel
         objective: list[Tensor] = []
 
         first_warmup = self.warmup if self.first_warmup is None else self.first_warmup
@@ -139,7 +151,10 @@ class LDEM:
         for iteration, warmup in enumerate(warmups):
             final = iteration == self.iterations
             # E-step: draws of p(z | x), smooth or not, and rho
-            collapsed = CollapsedTarget(prior, v, power, nmf_noise_variance(W, H), pi, g, log_c)
+            noise = nmf_noise_variance(W, H)
+            if self.stationary_start and iteration == 0:
+                noise = mixture_level(power, mask)[..., None, None].expand_as(noise)
+            collapsed = CollapsedTarget(prior, v, power, noise, pi, g, log_c)
             target: Target = collapsed
             if self.total_variation:
                 target = SmoothTarget(collapsed, self.total_variation, mask)
@@ -180,6 +195,14 @@ class LDEM:
             chains=chains,
             gain=g if self.learn_gain else None,
         )
+
+
+def likeliest_codes(
+    target: CollapsedTarget, codes: Float[Tensor, "candidate *utterance frame latent"]
+) -> Codes:
+    """Of each frame's candidates that of the greatest p(x_n, z_n)."""
+    best = target.log_density(codes).argmax(0)
+    return codes.gather(0, best[None, ..., None].expand_as(codes[:1]))[0]
 
 
 def tilt_update(

@@ -6,6 +6,8 @@ W holds `rank` spectra, H how loud each is in every frame. Nothing is trained: b
 itself. Time runs down here, so W is (rank, freq), H (frame, rank) and the product is H @ W.
 """
 
+import math
+
 import pyro
 import torch
 from jaxtyping import Float
@@ -37,19 +39,57 @@ def nmf_noise(
 
 
 def initial_factors(
-    power: Power, rank: int, *, mask: FrameMask | None = None, rng: torch.Generator
+    power: Power,
+    rank: int,
+    *,
+    stationary: bool = False,
+    mask: FrameMask | None = None,
+    rng: torch.Generator,
 ) -> tuple[Float[Tensor, "*utterance rank freq"], Float[Tensor, "*utterance frame rank"]]:
-    """W and H uniform at random, W's spectra summing to 1, W H on average as loud as the mixture.
+    """W and H at random, W's spectra summing to 1, W H on average as loud as the mixture, `mixture_level`.
 
     The papers draw both from [0, 1], which is that only for recordings of one level. From a start far too quiet the
-    noise model never grows: the first E-step has by then explained the mixture as speech. Padding sets no level.
+    noise model never grows: the first E-step has by then explained the mixture as speech. From one far too loud, as
+    this one is at frequencies where there is little noise, it takes weak speech. With `stationary` W H is on average
+    the noise that is always there, `stationary_spectrum`.
     """
-    if mask is None:
-        level = power.mean((-2, -1))
-    else:
-        level = torch.where(mask[..., None], power, 0).mean(-1).sum(-1) / mask.sum(-1)
     *utterances, frames, freqs = power.shape
     W = power.new_empty(*utterances, rank, freqs).uniform_(generator=rng)
     H = power.new_empty(*utterances, frames, rank).uniform_(generator=rng)
+    if stationary:
+        spectrum = stationary_spectrum(power, mask)
+        W, level = W * spectrum[..., None, :], spectrum.mean(-1)
+    else:
+        level = mixture_level(power, mask)
     W = W / W.sum(-1, keepdim=True)
     return W, H * (level[..., None, None] * freqs / (0.5 * rank))
+
+
+def mixture_level(power: Power, mask: FrameMask | None = None) -> Float[Tensor, "*utterance"]:
+    """Mean power of a coefficient. Padding sets no level."""
+    if mask is None:
+        return power.mean((-2, -1))
+    return torch.where(mask[..., None], power, 0).mean(-1).sum(-1) / mask.sum(-1)
+
+
+def stationary_spectrum(
+    power: Power, mask: FrameMask | None = None
+) -> Float[Tensor, "*utterance freq"]:
+    """The variance of noise that is always there, from the quiet frames of every frequency [Martin 2001].
+
+    Of stationary Gaussian noise |x|^2 is exponential, and the quantile below which a share q of the frames lies is
+    -log(1 - q) times its variance. q is 1/5: so often, speech is silent or elsewhere. Where those frames are digital
+    silence, the mixture's mean less 30 dB: a factor that starts at zero never grows.
+    """
+    quiet = power.shape[-2] // 5
+    if mask is None:
+        quantile = power.sort(dim=-2).values[..., quiet, :]
+        mean = power.mean(-2)
+    else:
+        count, kept = mask.sum(-1), mask[..., None]
+        in_order = torch.where(kept, power, torch.inf).sort(dim=-2).values
+        index = (count // 5)[..., None, None].expand(*count.shape, 1, power.shape[-1])
+        quantile = in_order.gather(-2, index)[..., 0, :]
+        mean = torch.where(kept, power, 0).sum(-2) / count[..., None]
+    quantile = quantile / -math.log(1 - 1 / 5)
+    return torch.maximum(quantile, 1e-3 * mean).clamp_min(VARIANCE_FLOOR)

@@ -1,5 +1,6 @@
 """Langevin EM: what it estimates against quadrature, and smooth chains against the penalty's own law. S17-S20"""
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -8,10 +9,17 @@ import pytest
 import torch
 from torch import Tensor
 
+from pyro_avse.inference import ldem
 from pyro_avse.inference.adaptation import RobbinsMonro
 from pyro_avse.inference.gradient import GradientState, gradient_state, value_and_grad
 from pyro_avse.inference.independence import Independence
-from pyro_avse.inference.ldem import LDEM, SmoothTarget, mel_tilt, tilt_update
+from pyro_avse.inference.ldem import (
+    LDEM,
+    SmoothTarget,
+    likeliest_codes,
+    mel_tilt,
+    tilt_update,
+)
 from pyro_avse.inference.mala import MALA
 from pyro_avse.inference.mcem import MCEM, monte_carlo_q
 from pyro_avse.inference.metropolis import accept_or_reject
@@ -36,7 +44,7 @@ def test_without_a_penalty_it_is_monte_carlo_em_by_langevin_moves(
 ) -> None:
     """S17-S20: bit for bit `mcem` with the kernel `ula`."""
     prior, x, lips = small_prior(name), complex_normal(6, 7), torch.rand(6, 67, 67)
-    one = LDEM(chains=3, learn_tilt=False, **SHORT)(prior, x, lips, seed=2)
+    one = LDEM(chains=3, learn_tilt=False, stationary_start=False, **SHORT)(prior, x, lips, seed=2)
     other = MCEM(kernel=ULA(), chains=3, **SHORT)(prior, x, lips, seed=2)
     assert torch.equal(one.speech, other.speech)
     assert torch.equal(one.objective, other.objective)
@@ -46,13 +54,53 @@ def test_step_sizes_adapt_from_one_e_step_to_the_next(small_prior: SmallPrior) -
     """As in `mcem`, bit for bit; under a penalty an utterance has one; ULA, which rejects nothing, has none."""
     prior, x, adapt = small_prior("a_vae"), complex_normal(6, 7), RobbinsMonro()
     settings = {**SHORT, "kernel": MALA(), "adapt": adapt, "chains": 3}
-    one, other = LDEM(**settings)(prior, x), MCEM(**settings)(prior, x)
+    one, other = LDEM(stationary_start=False, **settings)(prior, x), MCEM(**settings)(prior, x)
     assert torch.equal(one.chains.kernel.step_size, other.chains.kernel.step_size)
     assert torch.equal(one.speech, other.speech)
     smooth = LDEM(total_variation=1.0, **settings)(prior, x)
     assert smooth.chains.kernel.step_size.shape == (3,)
     with pytest.raises(InputError, match="ULA has no step size to adapt"):
         LDEM(adapt=adapt)(prior, x)
+
+
+def test_starts_from_the_noise_that_is_always_there(
+    small_prior: SmallPrior, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first E-step sees noise as loud as the mixture at every frequency, the second what one M-step makes of the
+    stationary start: little where there is little noise. By `mcem`'s start (the broken twin) noise is loud everywhere.
+    """
+    prior, seen = small_prior("a_vae"), []
+
+    def recorded(kernel, target, *args, **kwargs):
+        seen.append(target.noise_variance)
+        return run_chains(kernel, target, *args, **kwargs)
+
+    monkeypatch.setattr(ldem, "run_chains", recorded)
+    x = complex_normal(200, 7) * torch.tensor([1e3, 1e3, *[1e-3] * 5])
+    x[::2, 2:] *= 1e3  # speech, half of the time
+    LDEM(**SHORT)(prior, x)
+    first, second = seen[:2]
+    torch.testing.assert_close(first, first.new_full((200, 7), x.abs().square().mean().item()))
+    assert second[:, :2].mean() > 1e4 * second[:, 2:].mean()
+    seen.clear()
+    LDEM(stationary_start=False, **SHORT)(prior, x)
+    assert seen[0][:, 2:].mean() > 0.1 * first.mean()
+
+
+@pytest.mark.parametrize("name", ["min_vae_v2", "two_decoders"])
+def test_likeliest_codes(name: str, small_prior: SmallPrior) -> None:
+    """Of every frame's candidates the one of the greatest density, each looked at on its own; for batches too."""
+    prior, lips = small_prior(name), torch.rand(2, 4, 67, 67)
+    power, noise = torch.rand(2, 2, 4, 7) + 0.1
+    pi = torch.full((2, 2), 0.5)
+    target = CollapsedTarget(prior, prior.visual_features(lips), power, noise, pi)
+    codes = 2 * torch.randn(3, 2, 4, 2)
+    densities = torch.stack([target.log_density(code[None])[0] for code in codes]).detach()
+    found = likeliest_codes(target, codes)
+    for u, n in itertools.product(range(2), range(4)):
+        first = max(range(3), key=lambda c: float(densities[c, u, n]))
+        assert torch.equal(found[u, n], codes[first, u, n])
+    assert len(densities.argmax(0).unique()) > 1  # not all frames' best is the same candidate
 
 
 def exact_filter(target: CollapsedTarget) -> tuple[Tensor, Tensor]:
