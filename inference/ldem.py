@@ -20,8 +20,8 @@ when the noise model has settled. What is constant in f is the gain's business.
 
 The start: noise that lies low, or is faint, leaves most of speech as it was, and W H as loud as the mixture at all
 frequencies, the papers' start, takes weak speech there, and keeps it. So W H starts as the noise that is always there
-(`stationary_spectrum`). Under noise so quiet the target is too narrow for chains that come from afar: the first E-step
-still sees noise as loud as the mixture, and a frame starts from that encoder's code which explains it best.
+(`stationary_spectrum`). Under noise so quiet the target is too narrow for chains that come from afar, as from the
+lips' codes: the first E-step still sees noise as loud as the mixture.
 
 The schedule is short: chains go on from one iteration to the next, so that four steps do for thirty, provided that the
 first E-step is long enough for them to arrive; and a long run of EM lets the noise model take weak speech for noise.
@@ -138,12 +138,9 @@ class LDEM:
             W = dictionary.expand_as(W)
         g, log_c = torch.ones_like(power[..., 0]), torch.zeros_like(power[..., 0, :])
         pi = initial_mixing_weight(prior, power, self.mixing_weight)
-        v = prior.visual_features(lips)
         start = prior.initial_codes(power, lips)
-        if self.stationary_start and prior.num_components > 1 and lips is not None:
-            quiet = CollapsedTarget(prior, v, power, nmf_noise_variance(W, H), pi)
-            start = likeliest_codes(quiet, torch.cat([start[None], prior.encode(power, lips).mean]))
         z, kernel = start.expand(self.chains, *start.shape), self.kernel
+        v = prior.visual_features(lips)
         objective: list[Tensor] = []
 
         first_warmup = self.warmup if self.first_warmup is None else self.first_warmup
@@ -195,14 +192,6 @@ class LDEM:
             chains=chains,
             gain=g if self.learn_gain else None,
         )
-
-
-def likeliest_codes(
-    target: CollapsedTarget, codes: Float[Tensor, "candidate *utterance frame latent"]
-) -> Codes:
-    """Of each frame's candidates that of the greatest p(x_n, z_n)."""
-    best = target.log_density(codes).argmax(0)
-    return codes.gather(0, best[None, ..., None].expand_as(codes[:1]))[0]
 
 
 def tilt_update(

@@ -1,6 +1,5 @@
 """Langevin EM: what it estimates against quadrature, and smooth chains against the penalty's own law. S17-S20"""
 
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,6 @@ from pyro_avse.inference.independence import Independence
 from pyro_avse.inference.ldem import (
     LDEM,
     SmoothTarget,
-    likeliest_codes,
     mel_tilt,
     tilt_update,
 )
@@ -85,22 +83,6 @@ def test_starts_from_the_noise_that_is_always_there(
     seen.clear()
     LDEM(stationary_start=False, **SHORT)(prior, x)
     assert seen[0][:, 2:].mean() > 0.1 * first.mean()
-
-
-@pytest.mark.parametrize("name", ["min_vae_v2", "two_decoders"])
-def test_likeliest_codes(name: str, small_prior: SmallPrior) -> None:
-    """Of every frame's candidates the one of the greatest density, each looked at on its own; for batches too."""
-    prior, lips = small_prior(name), torch.rand(2, 4, 67, 67)
-    power, noise = torch.rand(2, 2, 4, 7) + 0.1
-    pi = torch.full((2, 2), 0.5)
-    target = CollapsedTarget(prior, prior.visual_features(lips), power, noise, pi)
-    codes = 2 * torch.randn(3, 2, 4, 2)
-    densities = torch.stack([target.log_density(code[None])[0] for code in codes]).detach()
-    found = likeliest_codes(target, codes)
-    for u, n in itertools.product(range(2), range(4)):
-        first = max(range(3), key=lambda c: float(densities[c, u, n]))
-        assert torch.equal(found[u, n], codes[first, u, n])
-    assert len(densities.argmax(0).unique()) > 1  # not all frames' best is the same candidate
 
 
 def exact_filter(target: CollapsedTarget) -> tuple[Tensor, Tensor]:
