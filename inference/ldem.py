@@ -26,7 +26,7 @@ lips' codes: the first E-step still sees noise as loud as the mixture.
 The schedule is short: chains go on from one iteration to the next, so that four steps do for thirty, provided that the
 first E-step is long enough for them to arrive; and a long run of EM lets the noise model take weak speech for noise.
 With exponent 3/4 the updates go further than to the minimum of their majoriser, at 1/2, and not so far as to where it
-is as high again, at 1: Q does not fall, and 20 iterations do for 35.
+is as high again, at 1: Q does not fall, and from noise that is nearly right 12 iterations do.
 
 When to use it: it is the default of `enhance`, an eighth of the time of `mcem` with its 40 random-walk steps and better
 (docs/RESULTS.md). It is biased, by ULA's law (`ula`), more for larger eps; `kernel=MALA()` is exact, but stays where
@@ -91,7 +91,7 @@ class LDEM:
     """
 
     kernel: Kernel = field(default_factory=ULA)
-    iterations: int = 20
+    iterations: int = 12
     warmup: int = 2
     draws: int = 2
     first_warmup: int | None = 30
