@@ -46,7 +46,7 @@ results: .venv/.development
 	$(BIN)/pyro-avse evaluate --data $(DATA)/grid --noise $(DATA)/noise/street_tram.flac,$(DATA)/noise/kitchen.flac \
 	  --snr=-5,0,5 --models a_vae,min_vae_v2 \
 	  --inference vem,collapsed_vem,mcem_g1=mcem,mcem,peem,gpeem,amortised_vem,importance,auto_normal,mcem_start=ldem,ldem \
-	  --settings '{"mcem_g1": {"learn_gain": false}, "mcem_start": {"stationary_start": false}}' --out runs/schemes --jobs $(JOBS)
+	  --settings '{"mcem_g1": {"learn_gain": false}, "mcem_start": {"stationary_start": false, "iterations": 20}}' --out runs/schemes --jobs $(JOBS)
 	$(BIN)/pyro-avse report runs/schemes
 
 # The bundled weights, from the data folder and an hour of synthetic talkers, one from the other.
