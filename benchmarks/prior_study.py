@@ -155,7 +155,8 @@ def trained(name: str, folders: dict[str, Path], out: Path) -> Path:
             for which, minutes in VARIANTS[name].minutes.items()
         ]
         if hz := VARIANTS[name].high_pass:
-            corpora = [high_passed(c, hz, Path(f"{c}_above_{hz:g}_Hz")) for c in corpora]
+            data = out / "data"
+            corpora = [high_passed(c, hz, data / f"{c.name}_above_{hz:g}_Hz") for c in corpora]
         train(recipe_of(VARIANTS[name]), corpora, weights.parent, resume=True)
     return weights
 

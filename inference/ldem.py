@@ -28,7 +28,7 @@ first E-step is long enough for them to arrive; and a long run of EM lets the no
 With exponent 3/4 the updates go further than to the minimum of their majoriser, at 1/2, and not so far as to where it
 is as high again, at 1: Q does not fall, and from noise that is nearly right 12 iterations do.
 
-When to use it: it is the default of `enhance`, an eighth of the time of `mcem` with its 40 random-walk steps and better
+When to use it: it is the default of `enhance`, a tenth of the time of `mcem` with its 40 random-walk steps and better
 (docs/RESULTS.md). It is biased, by ULA's law (`ula`), more for larger eps; `kernel=MALA()` is exact, but stays where
 the gradient is steep.
 """

@@ -50,8 +50,8 @@ def initial_factors(
 
     The papers draw both from [0, 1], which is that only for recordings of one level. From a start far too quiet the
     noise model never grows: the first E-step has by then explained the mixture as speech. From one far too loud, as
-    this one is at frequencies where there is little noise, it takes weak speech. With `stationary` W H is on average
-    the noise that is always there, `stationary_spectrum`.
+    this one is at frequencies where there is little noise, it takes weak speech. With `stationary` W's spectra are at
+    random around that of the noise that is always there, `stationary_spectrum`, and W H is as loud as it on the whole.
     """
     *utterances, frames, freqs = power.shape
     W = power.new_empty(*utterances, rank, freqs).uniform_(generator=rng)
@@ -81,15 +81,9 @@ def stationary_spectrum(
     -log(1 - q) times its variance. q is 1/5: so often, speech is silent or elsewhere. Where those frames are digital
     silence, the mixture's mean less 30 dB: a factor that starts at zero never grows.
     """
-    quiet = power.shape[-2] // 5
-    if mask is None:
-        quantile = power.sort(dim=-2).values[..., quiet, :]
-        mean = power.mean(-2)
-    else:
-        count, kept = mask.sum(-1), mask[..., None]
-        in_order = torch.where(kept, power, torch.inf).sort(dim=-2).values
-        index = (count // 5)[..., None, None].expand(*count.shape, 1, power.shape[-1])
-        quantile = in_order.gather(-2, index)[..., 0, :]
-        mean = torch.where(kept, power, 0).sum(-2) / count[..., None]
-    quantile = quantile / -math.log(1 - 1 / 5)
-    return torch.maximum(quantile, 1e-3 * mean).clamp_min(VARIANCE_FLOOR)
+    kept = torch.ones_like(power[..., :1]).bool() if mask is None else mask[..., None]
+    frames = kept.sum(-2, keepdim=True)
+    quietest_first = torch.where(kept, power, torch.inf).sort(dim=-2).values
+    quantile = quietest_first.take_along_dim(frames // 5, dim=-2) / -math.log(1 - 1 / 5)
+    mean = torch.where(kept, power, 0).sum(-2, keepdim=True) / frames
+    return torch.maximum(quantile, 1e-3 * mean).clamp_min(VARIANCE_FLOOR)[..., 0, :]

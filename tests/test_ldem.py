@@ -12,12 +12,7 @@ from pyro_avse.inference import ldem
 from pyro_avse.inference.adaptation import RobbinsMonro
 from pyro_avse.inference.gradient import GradientState, gradient_state, value_and_grad
 from pyro_avse.inference.independence import Independence
-from pyro_avse.inference.ldem import (
-    LDEM,
-    SmoothTarget,
-    mel_tilt,
-    tilt_update,
-)
+from pyro_avse.inference.ldem import LDEM, SmoothTarget, mel_tilt, tilt_update
 from pyro_avse.inference.mala import MALA
 from pyro_avse.inference.mcem import MCEM, monte_carlo_q
 from pyro_avse.inference.metropolis import accept_or_reject

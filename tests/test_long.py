@@ -213,17 +213,22 @@ def test_silence_is_no_work(deaf: Callable[..., Enhancer]) -> None:
     assert (len(enhancer.inference.seen), len(blocks.spans)) == (2, 4)  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize(("scheme", "iteration"), [(VEM, 0), (MCEM, 0), (LDEM, -1)])
-def test_the_dictionary_runs_on(scheme: Any, iteration: int, tiny_prior: Any) -> None:
+@pytest.mark.parametrize(
+    ("scheme", "start", "iteration"),
+    [(VEM, {}, 0), (MCEM, {}, 0), (LDEM, {"stationary_start": False}, 0), (LDEM, {}, -1)],
+)
+def test_the_dictionary_runs_on(
+    scheme: Any, start: dict[str, bool], iteration: int, tiny_prior: Any
+) -> None:
     """W starts near where the last block left it: after one iteration it explains the same noise better than by chance.
 
-    The noise is two tones and little else, so that a random dictionary is far away. `ldem` starts near it anyway: there
-    the last iteration shows it.
+    The noise is two tones and little else, so that a random dictionary is far away. `ldem`'s own start is near it:
+    there the last iteration shows it.
     """
     mixture = np.sin(np.arange(16000 * 7) * 0.2) + np.sin(np.arange(16000 * 7) * 0.9)
     mixture += 0.05 * sound(7.0)
     blocks = cut_blocks(audio_from_array(mixture, 16000), seconds=BLOCK, overlap=OVERLAP)
-    built = scheme(iterations=4, warmup=3, draws=3, rank=3)
+    built = scheme(iterations=4, warmup=3, draws=3, rank=3, **start)
     enhancer = Enhancer(tiny_prior("a_vae"), built, device="cpu")
     carried = [piece.block for piece in enhance_blocks(enhancer, blocks)]
     anew = [
