@@ -50,19 +50,18 @@ def initial_factors(
 
     The papers draw both from [0, 1], which is that only for recordings of one level. From a start far too quiet the
     noise model never grows: the first E-step has by then explained the mixture as speech. From one far too loud, as
-    this one is at frequencies where there is little noise, it takes weak speech. With `stationary` W's spectra are at
-    random around that of the noise that is always there, `stationary_spectrum`, and W H is as loud as it on the whole.
+    this one is at frequencies where there is little noise, it takes weak speech. With `stationary` W H is at random around
+    the spectrum of the noise that is always there, `stationary_spectrum`, on average as loud as it at every frequency.
     """
     *utterances, frames, freqs = power.shape
     W = power.new_empty(*utterances, rank, freqs).uniform_(generator=rng)
     H = power.new_empty(*utterances, frames, rank).uniform_(generator=rng)
     if stationary:
-        spectrum = stationary_spectrum(power, mask)
-        W, level = W * spectrum[..., None, :], spectrum.mean(-1)
+        W = W * (stationary_spectrum(power, mask)[..., None, :] / (0.25 * rank))
+        H = H * W.sum(-1)[..., None, :]
     else:
-        level = mixture_level(power, mask)
-    W = W / W.sum(-1, keepdim=True)
-    return W, H * (level[..., None, None] * freqs / (0.5 * rank))
+        H = H * (mixture_level(power, mask)[..., None, None] * freqs / (0.5 * rank))
+    return W / W.sum(-1, keepdim=True), H
 
 
 def mixture_level(power: Power, mask: FrameMask | None = None) -> Float[Tensor, "*utterance"]:

