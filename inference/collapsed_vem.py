@@ -21,7 +21,7 @@ from pyro_avse.inference.adaptation import Adaptation
 from pyro_avse.inference.independence import guide_proposal
 from pyro_avse.inference.nmf import is_nmf_update_H, is_nmf_update_W, normalise
 from pyro_avse.inference.random_walk import RandomWalk
-from pyro_avse.inference.run import run_chains, stop_unless_finite
+from pyro_avse.inference.run import run_chains, starting_codes, stop_unless_finite
 from pyro_avse.inference.settings import check_settings
 from pyro_avse.inference.target import CollapsedMeanFieldTarget
 from pyro_avse.inference.vem import (
@@ -70,8 +70,7 @@ class CollapsedVEM:
         pi = initial_mixing_weight(prior, power, self.mixing_weight)
         r = pi[..., None].expand(*pi.shape, power.shape[-2])
         m, nu = x, torch.zeros_like(power)
-        start = prior.initial_codes(power, lips)
-        z, kernel = start.expand(self.chains, *start.shape), self.kernel
+        z, kernel = starting_codes(prior, power, lips, self.chains), self.kernel
         v = prior.visual_features(lips)
         objective: list[Tensor] = []
 

@@ -21,10 +21,9 @@ when the noise model has settled. What is constant in f is the gain's business.
 The start: noise that lies low, or is faint, leaves most of speech as it was, and W H as loud as the mixture at all
 frequencies, the papers' start, takes weak speech there, and keeps it. So W H starts as the noise that is always there
 (`stationary_spectrum`). Under noise so quiet the target is too narrow for chains that come from afar, as from the
-lips' codes: the first E-step still sees noise as loud as the mixture. And chains start overdispersed, as those whose
-convergence is to be judged should [Gelman and Rubin 1992]: of a mixture prior one at the code of its lips, the next at
-that of its sound. The lips' is the better of the two in loud noise, the sound's in faint noise, and neither's chains
-always find to where the other's are.
+lips' codes: the first E-step still sees noise as loud as the mixture. Of a MIN-VAE's
+two chains one starts at the code of the lips, the other at that of the sound (`starting_codes`): the former is the
+better in loud noise, the latter in faint noise, and a short run does not always find from one to the other.
 
 The schedule is short: chains go on from one iteration to the next, so that four steps do for thirty, provided that the
 first E-step is long enough for them to arrive; and a long run of EM lets the noise model take weak speech for noise.
@@ -55,7 +54,12 @@ from pyro_avse.inference.mcem import (
     weighted_draws,
 )
 from pyro_avse.inference.nmf import Activations, Dictionary
-from pyro_avse.inference.run import run_chains, stop_unless_finite, sum_of_frames
+from pyro_avse.inference.run import (
+    run_chains,
+    starting_codes,
+    stop_unless_finite,
+    sum_of_frames,
+)
 from pyro_avse.inference.settings import check_settings
 from pyro_avse.inference.target import CollapsedTarget
 from pyro_avse.inference.ula import ULA
@@ -141,7 +145,7 @@ class LDEM:
             W = dictionary.expand_as(W)
         g, log_c = torch.ones_like(power[..., 0]), torch.zeros_like(power[..., 0, :])
         pi = initial_mixing_weight(prior, power, self.mixing_weight)
-        z, kernel = overdispersed_codes(prior, power, lips, self.chains), self.kernel
+        z, kernel = starting_codes(prior, power, lips, self.chains), self.kernel
         v = prior.visual_features(lips)
         objective: list[Tensor] = []
 
@@ -194,20 +198,6 @@ class LDEM:
             chains=chains,
             gain=g if self.learn_gain else None,
         )
-
-
-def overdispersed_codes(
-    prior: SpeechPrior, power: Power, lips: Tensor | None, chains: int
-) -> Float[Tensor, "chain *utterance frame latent"]:
-    """Where chains start: at the means of the components' encoders, one after the other from the last on.
-
-    With one component, or without the lips that the last one sees, at `initial_codes`, all of them.
-    """
-    if prior.num_components == 1 or (prior.uses_lips and lips is None):
-        start = prior.initial_codes(power, lips)
-        return start.expand(chains, *start.shape)
-    means = prior.encode(power, lips).mean
-    return torch.stack([means[-1 - chain % len(means)] for chain in range(chains)])
 
 
 def tilt_update(

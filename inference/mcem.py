@@ -31,7 +31,12 @@ from pyro_avse.inference.adaptation import Adaptation
 from pyro_avse.inference.independence import guide_proposal
 from pyro_avse.inference.nmf import FACTOR_FLOOR, Activations, Dictionary, normalise
 from pyro_avse.inference.random_walk import RandomWalk
-from pyro_avse.inference.run import run_chains, stop_unless_finite, sum_of_frames
+from pyro_avse.inference.run import (
+    run_chains,
+    starting_codes,
+    stop_unless_finite,
+    sum_of_frames,
+)
 from pyro_avse.inference.settings import check_settings
 from pyro_avse.inference.target import CollapsedTarget
 from pyro_avse.inference.vem import initial_mixing_weight, update_mixing_weight
@@ -112,8 +117,7 @@ class MCEM:
         g = torch.ones_like(power[..., 0])
         pi = initial_mixing_weight(prior, power, self.mixing_weight)
         r = pi[..., None].expand(*pi.shape, power.shape[-2])
-        start = prior.initial_codes(power, lips)
-        z, kernel = start.expand(self.chains, *start.shape), self.kernel
+        z, kernel = starting_codes(prior, power, lips, self.chains), self.kernel
         v = prior.visual_features(lips)
         speech_power = power
         objective: list[Tensor] = []

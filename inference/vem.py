@@ -29,7 +29,12 @@ from pyro_avse.inference.nmf import (
     normalise,
 )
 from pyro_avse.inference.random_walk import RandomWalk
-from pyro_avse.inference.run import run_chains, stop_unless_finite, sum_of_frames
+from pyro_avse.inference.run import (
+    run_chains,
+    starting_codes,
+    stop_unless_finite,
+    sum_of_frames,
+)
 from pyro_avse.inference.settings import check_settings
 from pyro_avse.inference.target import MeanFieldTarget, expected_log_likelihood
 from pyro_avse.inference.wiener import (
@@ -112,8 +117,7 @@ class VEM:
         pi = initial_mixing_weight(prior, power, self.mixing_weight)
         r = pi[..., None].expand(*pi.shape, power.shape[-2])
         m, nu = x, torch.zeros_like(power)
-        start = prior.initial_codes(power, lips)
-        z, kernel = start.expand(self.chains, *start.shape), self.kernel
+        z, kernel = starting_codes(prior, power, lips, self.chains), self.kernel
         v = prior.visual_features(lips)
         objective: list[Tensor] = []
 

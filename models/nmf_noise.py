@@ -50,8 +50,8 @@ def initial_factors(
 
     The papers draw both from [0, 1], which is that only for recordings of one level. From a start far too quiet the
     noise model never grows: the first E-step has by then explained the mixture as speech. From one far too loud, as
-    this one is at frequencies where there is little noise, it takes weak speech. With `stationary` W H is at random around
-    the spectrum of the noise that is always there, `stationary_spectrum`, on average as loud as it at every frequency.
+    this one is at frequencies where there is little noise, it takes weak speech. With `stationary` W H is, at every
+    frequency, on average as loud as the noise that is always there, `stationary_spectrum`.
     """
     *utterances, frames, freqs = power.shape
     W = power.new_empty(*utterances, rank, freqs).uniform_(generator=rng)

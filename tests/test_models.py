@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.distributions import Exponential, MultivariateNormal
 
 from pyro_avse.distributions import align_components
+from pyro_avse.inference.run import starting_codes
 from pyro_avse.models import MODELS
 from pyro_avse.models.nets import AudioEncoder, VisualEncoder, diagonal_normal
 from pyro_avse.typing import InputError
@@ -366,3 +367,21 @@ def test_without_lips(name, small_prior, random_power) -> None:
         assert prior.initial_codes(power, None).shape == (3, 2)
         assert prior.log_variance(torch.randn(3, 2), None).shape[1:] == (3, 7)
         assert align_components(prior.latent_prior(None), 3).batch_shape[0] == prior.num_components
+
+
+@every_model
+def test_where_chains_start(name, small_prior, random_power, random_lips) -> None:
+    """One at `initial_codes`; more at the encoders' means in turn, the last first: MIN-VAE's lips, then sound."""
+    prior, power, lips = small_prior(name), random_power(2, 4, 7), random_lips(2, 4)
+    one, three = (starting_codes(prior, power, lips, chains) for chains in (1, 3))
+    start, means = prior.initial_codes(power, lips), prior.encode(power, lips).mean
+    assert torch.equal(one, start[None])
+    if prior.num_components == 1:
+        assert torch.equal(three, start.expand(3, 2, 4, 2))
+    else:
+        assert torch.equal(three, torch.stack([means[1], means[0], means[1]]))
+        assert not torch.allclose(means[0], means[1], atol=0.1)
+    prior = getattr(prior, "without_lips", prior)
+    if not prior.requires_lips:
+        unseen = starting_codes(prior, power, None, 3)
+        assert torch.equal(unseen, prior.initial_codes(power, None).expand(3, 2, 4, 2))
