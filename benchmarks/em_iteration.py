@@ -2,8 +2,9 @@
 
 MIN-VAE v2 with random weights, F = 513, L = 32, hidden 128, N = 150 frames, NMF rank 10, 40 Metropolis-Hastings steps
 of which 30 are burn-in; as it is and with the steps compiled by tens (`Compiled`), compilation left out. The references
-are measured in the same run: the 40 steps alone in plain torch (one decoder call a step), and the matrix products of
-those 40 decoder calls alone. Median of repeats; threads as torch has them.
+are the 40 steps alone in plain torch (one decoder call a step), and the matrix products of those 40 decoder calls
+alone. All are measured in turn, after two rounds to warm up; medians of the rounds, and of each round's own ratios, so
+that a machine that is faster one minute than the next is so to all. Threads as torch has them.
 
     python benchmarks/em_iteration.py
 """
@@ -12,6 +13,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -19,7 +21,7 @@ from pyro_avse.inference import VEM, Compiled, RandomWalk, run_chains
 from pyro_avse.inference.target import MeanFieldTarget
 from pyro_avse.models import MINVAEv2
 
-FRAMES, STEPS, REPEATS, ITERATIONS = 150, 40, 9, 50
+FRAMES, STEPS, ITERATIONS, ROUNDS = 150, 40, 25, 15
 
 
 @torch.no_grad()
@@ -53,15 +55,28 @@ def main() -> None:
         for _ in range(STEPS):
             (h @ decoder.hidden.weight.T) @ decoder.log_variance.weight.T
 
-    rows = {"plain_torch": median_ms(plain_torch), "floor": median_ms(products)}
+    sides: dict[str, tuple[Callable[[], object], int, int]] = {  # calls a round, iterations a call
+        "plain_torch": (plain_torch, 5, 1),
+        "floor": (products, 5, 1),
+    }
     for name, kernel in (("", RandomWalk()), ("compiled_", Compiled(RandomWalk(), steps=10))):
         vem = VEM(kernel=kernel, iterations=ITERATIONS)
-        rows[name] = median_ms(lambda vem=vem: vem(prior, x, lips)) / ITERATIONS
-        rows[f"{name}steps"] = median_ms(
-            lambda kernel=kernel: run_chains(kernel, target, z, draws=10, warmup=STEPS - 10, seed=0)
-        )
-    print(f"{torch.get_num_threads()} threads, median of {REPEATS}, over plain torch's 40 steps")
-    for row, label in (
+        steps = partial(run_chains, kernel, target, z, draws=10, warmup=STEPS - 10, seed=0)
+        sides[name] = partial(vem, prior, x, lips), 1, ITERATIONS
+        sides[f"{name}steps"] = steps, 5, 1
+    rounds: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(ROUNDS + 2):
+        for name, (call, calls, iterations) in sides.items():
+            start = time.perf_counter()
+            for _ in range(calls):
+                call()
+            rounds[name].append(1e3 * (time.perf_counter() - start) / (calls * iterations))
+    ms = {name: statistics.median(found[2:]) for name, found in rounds.items()}
+    plain = rounds["plain_torch"][2:]
+    print(
+        f"{torch.get_num_threads()} threads, median of {ROUNDS} rounds, over plain torch's 40 steps"
+    )
+    for name, label in (
         ("", "one EM iteration"),
         ("steps", "its 40 steps"),
         ("compiled_", "one EM iteration, steps compiled"),
@@ -69,18 +84,9 @@ def main() -> None:
         ("plain_torch", "40 steps in plain torch"),
         ("floor", "their matrix products alone"),
     ):
-        print(f"{label:34s} {rows[row]:6.1f} ms  {rows[row] / rows['plain_torch']:.2f}")
-    print(json.dumps({f"{row}_ms".lstrip("_").replace("__", "_"): ms for row, ms in rows.items()}))
-
-
-def median_ms(call: Callable[[], object]) -> float:
-    """Median wall time of a call, after two to warm up."""
-    times = []
-    for _ in range(REPEATS + 2):
-        start = time.perf_counter()
-        call()
-        times.append(1e3 * (time.perf_counter() - start))
-    return statistics.median(times[2:])
+        ratio = statistics.median(a / b for a, b in zip(rounds[name][2:], plain, strict=True))
+        print(f"{label:34s} {ms[name]:6.1f} ms  {ratio:.2f}")
+    print(json.dumps({f"{name}_ms".lstrip("_").replace("__", "_"): ms[name] for name in sides}))
 
 
 if __name__ == "__main__":
