@@ -69,7 +69,7 @@ class MCEM:
         first_warmup: of the first E-step, in which chains come from afar; None: as in the others. With few steps an
             iteration it decides: what the chains cannot explain yet, the noise model takes for good.
         final_warmup, final_draws: of the last E-step, from which speech is estimated.
-        chains: chains for each frame.
+        chains: chains for each frame, started as `starting_codes` says.
         rank: spectra in the noise dictionary W.
         adapt, mixing_weight: as in `VEM`.
         learn_gain: update g_n; else it stays at 1.

@@ -69,7 +69,7 @@ class VEM:
         iterations: EM iterations at most.
         warmup: steps thrown away in each E-step.
         draws: steps kept in each E-step, for each chain.
-        chains: chains for each frame.
+        chains: chains for each frame, started as `starting_codes` says.
         rank: spectra in the noise dictionary W.
         adapt: how each frame's step size is found in the warm-ups; None: the kernel's own stays.
         mixing_weight: pi, held at this, one number a component; None: it starts even and is learned (44).
