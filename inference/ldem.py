@@ -21,9 +21,9 @@ when the noise model has settled. What is constant in f is the gain's business.
 The start: noise that lies low, or is faint, leaves most of speech as it was, and W H as loud as the mixture at all
 frequencies, the papers' start, takes weak speech there, and keeps it. So W H starts as the noise that is always there
 (`stationary_spectrum`). Under noise so quiet the target is too narrow for chains that come from afar, as from the
-lips' codes: the first E-step still sees noise as loud as the mixture. Of a MIN-VAE's
-two chains one starts at the code of the lips, the other at that of the sound (`starting_codes`): the former is the
-better in loud noise, the latter in faint noise, and a short run does not always find from one to the other.
+lips' codes: the first E-step still sees noise as loud as the mixture. Of a MIN-VAE's two chains one starts at the code
+of the lips, the other at that of the sound (`starting_codes`): the former is the better in loud noise, the latter in
+faint noise, and a short run does not always find from one to the other.
 
 The schedule is short: chains go on from one iteration to the next, so that four steps do for thirty, provided that the
 first E-step is long enough for them to arrive; and a long run of EM lets the noise model take weak speech for noise.
