@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from pyro_avse.checkpoint import load_prior
 from pyro_avse.data.audio import load_audio
@@ -136,7 +137,7 @@ def arrival(rows: list[dict[str, Any]], scheme: str) -> dict[str, Any]:
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure = Figure(figsize=(11, 4), layout="constrained")
     for axis, key, title in zip(
         figure.subplots(1, 2), NEAR, ("SI-SDR improvement, dB", "STOI improvement"), strict=True
     ):
@@ -144,7 +145,10 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
             line = [(row["seconds"], row[key]) for row in rows if row["scheme"] == name]
             axis.plot(*zip(*line, strict=True), marker="o", label=name)
         axis.set(xscale="log", xlabel="seconds a clip", ylabel=title)
-    axis.legend()
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter("")
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside right center")
     save_figure(figure, path)
 
 
