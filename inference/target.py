@@ -334,12 +334,8 @@ def decode_with_graph(
         return z, target.prior.log_variance(z, target.lips)
 
 
-def gradient_in_codes(
-    z: Codes,
-    decoded: Float[Tensor, "component *batch frame freq"],
-    slope: Float[Tensor, "component *batch frame freq"],
-) -> Codes:
-    """sum_kf slope_kf d log sigma_kf / dz: of the sum <slope, log sigma(z)>, the slope held.
+def gradient_in_codes(z: Codes, decoded: Tensor, slope: Tensor) -> Codes:
+    """sum_kf slope_kf d log sigma_kf / dz, `decoded` and `slope` (component, ..., frame, freq): of their inner product.
 
     (To hand autograd the slope as `grad_outputs` would be the same, and import sympy: half a second of a short clip.)
     """

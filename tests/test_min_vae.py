@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import pyro
 import pyro.poutine as poutine
@@ -156,6 +157,7 @@ def test_v2_held_at_a_component_is_a_vae_with_that_prior(
 
     def separate(prior: nn.Module, pi: tuple[float, ...]) -> tuple:
         prior.initial_codes = lambda power, lips: z0
+        prior.encode = lambda power, lips: SimpleNamespace(mean=z0.expand(2, *z0.shape))
         kernel = Watched(0.5)
         scheme = VEM(kernel, iterations=4, warmup=3, draws=3, chains=2, rank=2, mixing_weight=pi)
         return scheme(prior, x, lips), torch.stack(kernel.accepted)
