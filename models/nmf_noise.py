@@ -56,7 +56,7 @@ def initial_factors(
     *utterances, frames, freqs = power.shape
     W = power.new_empty(*utterances, rank, freqs).uniform_(generator=rng)
     H = power.new_empty(*utterances, frames, rank).uniform_(generator=rng)
-    if stationary:
+    if stationary:  # a product of two uniform numbers is 1/4 on average
         W = W * (stationary_spectrum(power, mask)[..., None, :] / (0.25 * rank))
         H = H * W.sum(-1)[..., None, :]
     else:

@@ -107,7 +107,10 @@ class SpeechPrior(Protocol):
         """q(z_n | s_n, v_n, alpha_n = k): component k's encoder; the same batch and event."""
 
     def initial_codes(self, power: Power, lips: Tensor | None) -> Codes:
-        """Where a chain starts: the mean of the encoder that hears or sees best at test time, (..., frame, latent)."""
+        """Where one chain starts: the mean of the encoder that hears or sees best at test time, (..., frame, latent).
+
+        Several chains of a mixture start at the means of `encode` (`starting_codes`).
+        """
 
     def log_variance(
         self, z: Codes, lips: Tensor | None
