@@ -30,6 +30,7 @@ from pyro.distributions import Categorical, Independent, Normal
 from pyro.infer import TraceEnum_ELBO, TraceMeanField_ELBO
 from torch import Tensor
 
+from pyro_avse.distributions import unchecked_normal
 from pyro_avse.inference.mcem import Draws, finite_where_idle, m_step, monte_carlo_wiener
 from pyro_avse.inference.nuts import WithoutIdle, pyro_session
 from pyro_avse.inference.run import stop_unless_finite, sum_of_frames
@@ -167,7 +168,7 @@ class Encoders:
         self.utterances = list(product(*map(range, power.shape[:-2])))
         self.copies: list[Any] = [copy.deepcopy(prior) for _ in self.utterances]
         self.parameters = [p for one in self.copies for p in one.requires_grad_().parameters()]
-        self.adam = torch.optim.Adam(self.parameters, lr=learning_rate)
+        self.adam = torch.optim.Adam(self.parameters, lr=learning_rate, fused=True)
 
     def __call__(self) -> Independent:
         means, scales = [], []
@@ -179,7 +180,7 @@ class Encoders:
             scales.append(q.stddev)
         shape = (len(means[0]), *self.power.shape[:-1], -1)
         mean, scale = (torch.stack(t, 1).reshape(shape) for t in (means, scales))
-        return Independent(Normal(mean, scale, validate_args=False), 1)
+        return unchecked_normal(mean, scale)
 
     @torch.enable_grad()
     def loss(
@@ -219,7 +220,8 @@ class Encoders:
         elbo = TraceMeanField_ELBO()
         if prior.num_components > 1:
             elbo = TraceEnum_ELBO(max_plate_nesting=len(frames))
-        return elbo.differentiable_loss(model, guide)
+        with pyro.validation_enabled(False):  # on a GPU every look at a value waits
+            return elbo.differentiable_loss(model, guide)
 
     def step(self, loss: Tensor) -> None:
         """One of Adam's, downhill."""
@@ -241,7 +243,7 @@ def draw_components(
     z = mean + scale * torch.randn(shape, generator=rng, dtype=mean.dtype, device=mean.device)
     decoded = target.prior.log_variance(z.flatten(0, 1), target.lips)
     joint = target.component_log_joint(z.flatten(0, 1), decoded)
-    log_q = Independent(Normal(mean, scale, validate_args=False), 1).log_prob(z)
+    log_q = unchecked_normal(mean, scale).log_prob(z)
     own_joint, own_decoded = (own_component(t, draws) for t in (joint, decoded))
     return z, own_decoded.exp(), (own_joint - log_q).mean(1)
 

@@ -16,9 +16,10 @@ from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int
-from pyro.distributions import Independent, Normal
+from pyro.distributions import Independent
 from torch import Tensor
 
+from pyro_avse.distributions import unchecked_normal
 from pyro_avse.inference.random_walk import RandomWalk
 from pyro_avse.inference.target import require
 from pyro_avse.typing import Codes, Info, InputError, Kernel, State, Target
@@ -61,7 +62,7 @@ class ConditionedTarget:
             return every.gather(0, which)[0]
 
         mean, stddev = select(components.mean), select(components.stddev)
-        return Independent(Normal(mean, stddev, validate_args=False), 1)
+        return unchecked_normal(mean, stddev)
 
     def log_likelihood(self, z: Codes) -> Float[Tensor, "*batch frame"]:
         """log p(z_n, alpha_n) - log p(z_n | alpha_n)."""

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from pyro.distributions import Independent, Normal
+from pyro.distributions import Independent
 from torch import Tensor
 
+from pyro_avse.distributions import unchecked_normal
 from pyro_avse.inference.metropolis import accept_or_reject
 from pyro_avse.inference.target import require
 from pyro_avse.typing import Info, Kernel, Power, Responsibilities, SpeechPrior, State, Target
@@ -62,4 +63,4 @@ def guide_proposal(
     q, r = prior.encode(power, lips), responsibilities[..., None]
     mean = (r * q.mean).sum(0)
     variance = (r * (q.variance + (q.mean - mean).square())).sum(0)
-    return Independent(Normal(mean, widening * variance.sqrt(), validate_args=False), 1)
+    return unchecked_normal(mean, widening * variance.sqrt())

@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from pyro.distributions import Independent, Normal
+from pyro.distributions import Independent
 from torch import Tensor
 
-from pyro_avse.distributions import align_components
+from pyro_avse.distributions import align_components, unchecked_normal
 from pyro_avse.typing import (
     Codes,
     InputError,
@@ -66,7 +66,7 @@ class MeanFieldTarget:
         weight = r / self.components.variance
         precision = weight.sum(0)
         mean = (weight * self.components.mean).sum(0) / precision
-        return Independent(Normal(mean, precision.rsqrt(), validate_args=False), 1)
+        return unchecked_normal(mean, precision.rsqrt())
 
     @cached_property
     def _prior(self) -> "Quadratic":
@@ -370,7 +370,7 @@ def single_component(components: Independent) -> Independent | None:
     """The only one of `components` (component, 1, ..., frame | 1), or None where there are more."""
     if len(components.mean) > 1:
         return None
-    return Independent(Normal(components.mean[0], components.stddev[0], validate_args=False), 1)
+    return unchecked_normal(components.mean[0], components.stddev[0])
 
 
 CURES = {

@@ -125,4 +125,11 @@ def align_components(normal: Independent, batch_dims: int) -> Independent:
         return parameter.reshape(len(parameter), *[1] * missing, *parameter.shape[1:])
 
     scale = align(normal.base_dist.scale)
-    return Independent(Normal(align(normal.mean), scale, validate_args=False), 1)
+    return unchecked_normal(align(normal.mean), scale)
+
+
+def unchecked_normal(
+    mean: Float[Tensor, "*batch latent"], scale: Float[Tensor, "*batch latent"]
+) -> Independent:
+    """N(mean, diag scale^2) with event (latent,), whose values are not looked at: on a GPU to look is to wait."""
+    return Independent(Normal(mean, scale, validate_args=False), 1)
