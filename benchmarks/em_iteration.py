@@ -7,16 +7,21 @@ alone. All are measured in turn, after two rounds to warm up; medians of the rou
 that a machine that is faster one minute than the next is so to all. Threads as torch has them.
 
     python benchmarks/em_iteration.py
+    python benchmarks/em_iteration.py --device cuda --batch 64      # iterations of 64 recordings at once
+
+Milliseconds are of the batch.
 """
 
+import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
 
+from pyro_avse.enhancer import find_device
 from pyro_avse.inference import VEM, Compiled, RandomWalk, run_chains
 from pyro_avse.inference.target import MeanFieldTarget
 from pyro_avse.models import MINVAEv2
@@ -25,14 +30,24 @@ FRAMES, STEPS, ITERATIONS, ROUNDS = 150, 40, 25, 15
 
 
 @torch.no_grad()
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--batch", type=int, default=1, help="recordings at once")
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    args = parser.parse_args(arguments)
+
     torch.manual_seed(0)
-    prior = MINVAEv2()
-    x = torch.randn(FRAMES, 513, dtype=torch.complex64)
-    lips = torch.randint(0, 256, (FRAMES, 67, 67), dtype=torch.uint8)
-    power, z = x.abs().square(), torch.randn(1, FRAMES, 32)
+    device = find_device(args.device)
+    shape = (FRAMES,) if args.batch == 1 else (args.batch, FRAMES)
+    prior = MINVAEv2().to(device)
+    x = torch.randn(*shape, 513, dtype=torch.complex64, device=device)
+    lips = torch.randint(0, 256, (*shape, 67, 67), dtype=torch.uint8, device=device)
+    power, z = x.abs().square(), torch.randn(1, *shape, 32, device=device)
     decoder = prior.decoder
-    target = MeanFieldTarget(prior, lips, power, torch.full((2, FRAMES), 0.5))
+    target = MeanFieldTarget(prior, lips, power, torch.full((2, *shape), 0.5, device=device))
 
     def plain_torch() -> None:
         """The same 40 steps with nothing around them."""
@@ -48,7 +63,7 @@ def main() -> None:
             there = here + 0.1 * torch.randn_like(here)
             new = log_density(there)
             taken = torch.rand_like(at).log() < new - at
-            here, at = torch.where(taken[:, None], there, here), torch.where(taken, new, at)
+            here, at = torch.where(taken[..., None], there, here), torch.where(taken, new, at)
 
     def products() -> None:
         h = z[0]
@@ -65,16 +80,19 @@ def main() -> None:
         sides[name] = partial(vem, prior, x, lips), 1, ITERATIONS
         sides[f"{name}steps"] = steps, 5, 1
     rounds: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(ROUNDS + 2):
+    for _ in range(args.rounds + 2):
         for name, (call, calls, iterations) in sides.items():
+            finish(device)
             start = time.perf_counter()
             for _ in range(calls):
                 call()
+            finish(device)
             rounds[name].append(1e3 * (time.perf_counter() - start) / (calls * iterations))
     ms = {name: statistics.median(found[2:]) for name, found in rounds.items()}
     plain = rounds["plain_torch"][2:]
     print(
-        f"{torch.get_num_threads()} threads, median of {ROUNDS} rounds, over plain torch's 40 steps"
+        f"{device}, {torch.get_num_threads()} threads, {args.batch} at once, median of {args.rounds} rounds, over "
+        "plain torch's 40 steps"
     )
     for name, label in (
         ("", "one EM iteration"),
@@ -87,6 +105,12 @@ def main() -> None:
         ratio = statistics.median(a / b for a, b in zip(rounds[name][2:], plain, strict=True))
         print(f"{label:34s} {ms[name]:6.1f} ms  {ratio:.2f}")
     print(json.dumps({f"{name}_ms".lstrip("_").replace("__", "_"): ms[name] for name in sides}))
+
+
+def finish(device: torch.device) -> None:
+    """Wait until the device has done all that it was asked."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 if __name__ == "__main__":

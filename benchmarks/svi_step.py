@@ -7,6 +7,7 @@ trace. Before anything is timed both take a step from the same weights and draws
 agree to 1e-9. (In float32 each rounds J, some 1000 nats, to 1e-4, and with it r and the gradients to 1e-5 or so.)
 
     python benchmarks/svi_step.py
+    python benchmarks/svi_step.py --device cuda --batch 1024
 
 The two, and `pyro.infer.SVI.step` for comparison, are measured in turn in one run, after two rounds to warm up; medians
 of the rounds, and the median of each round's own ratio. Threads as torch has them.
@@ -28,6 +29,7 @@ from pyro.infer import SVI, TraceEnum_ELBO
 from torch import Tensor
 
 from pyro_avse.data.frames import Frames
+from pyro_avse.enhancer import find_device
 from pyro_avse.models import MINVAEv2
 from pyro_avse.recipe import Recipe, Training
 from pyro_avse.svi import Trainer, seeded
@@ -45,8 +47,10 @@ class ByHand:
 
     def step(self, index: Tensor) -> tuple[Tensor, Tensor]:
         assert self.frames.lips is not None
-        power = self.frames.power.index_select(0, index)
-        pixels = self.frames.lips.index_select(0, index).flatten(1).to(power.dtype).div_(255)
+        device = self.prior.mixing_weight.device
+        power = self.frames.power.index_select(0, index).to(device)
+        pixels = self.frames.lips.index_select(0, index).to(device)
+        pixels = pixels.flatten(1).to(power.dtype).div_(255)
         loss, r = self.loss(power, pixels)
         self.optimiser.zero_grad(set_to_none=True)
         (loss / len(index)).backward()
@@ -96,9 +100,9 @@ def pyro_svi(prior: MINVAEv2, frames: Frames, learning_rate: float) -> Callable[
         pyro.module("prior", prior)
         prior.model(*batch)
 
-    adam = pyro.optim.Adam({"lr": learning_rate})
+    adam, device = pyro.optim.Adam({"lr": learning_rate}), prior.mixing_weight.device
     svi = SVI(model, prior.guide, adam, loss=TraceEnum_ELBO(max_plate_nesting=1))
-    return lambda index: svi.step(frames.power[index], frames.lips[index])
+    return lambda index: svi.step(frames.power[index].to(device), frames.lips[index].to(device))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -108,6 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--frames", type=int, default=20_000, help="of training data")
     parser.add_argument("--batch", type=int, default=128, help="frames a step")
     parser.add_argument("--rounds", type=int, default=21, help=f"of {STEPS} steps of each")
+    parser.add_argument("--device", default="cpu", help="of the networks; the data stay on the CPU")
     args = parser.parse_args(arguments)
 
     torch.manual_seed(0)
@@ -116,7 +121,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     frames = Frames(power, lips)
     recipe = Recipe("min_vae_v2", training=Training(batch_size=args.batch))
     rate = recipe.training.learning_rate
-    prior = MINVAEv2()
+    device = find_device(args.device)
+    prior = MINVAEv2().to(device)
     first = Frames(power[: args.batch], lips[: args.batch])
     error = disagreement(prior, first, recipe)
     assert error < 1e-9, f"the two steps differ by {error:.1e}"
@@ -140,6 +146,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     start = time.perf_counter()
                     for index in batches:
                         sides[name](index)
+                    if device.type == "cuda":
+                        torch.cuda.synchronize(device)
                     seconds[name].append((time.perf_counter() - start) / len(batches))
             order.reverse()
     ms = {name: 1e3 * statistics.median(rounds[2:]) for name, rounds in seconds.items()}
@@ -148,7 +156,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     size = power[0].nbytes + 67 * 67
     steps = 100 * -(-HOUR // args.batch)
-    print(f"{torch.get_num_threads()} threads, median of {args.rounds} rounds of {STEPS} steps")
+    print(
+        f"{device}, {torch.get_num_threads()} threads, median of {args.rounds} rounds of {STEPS} steps"
+    )
     print(f"loss, r and gradients of one step agree to {error:.0e} in float64")
     print(f"Trainer.step          {ms['pyro']:7.2f} ms  {ratio:.2f} x by hand")
     print(f"  its minibatch       {ms['batch']:7.2f} ms")
