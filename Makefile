@@ -35,6 +35,7 @@ check: lint
 bench: .venv/.development
 	$(BIN)/python benchmarks/em_iteration.py
 	$(BIN)/python benchmarks/em_levers.py
+	$(BIN)/python benchmarks/precision.py
 	$(BIN)/python benchmarks/svi_step.py
 	$(BIN)/python benchmarks/throughput.py
 	$(BIN)/python benchmarks/cold_start.py
