@@ -220,8 +220,7 @@ class Encoders:
         elbo = TraceMeanField_ELBO()
         if prior.num_components > 1:
             elbo = TraceEnum_ELBO(max_plate_nesting=len(frames))
-        with pyro.validation_enabled(False):  # on a GPU every look at a value waits
-            return elbo.differentiable_loss(model, guide)
+        return elbo.differentiable_loss(model, guide)
 
     def step(self, loss: Tensor) -> None:
         """One of Adam's, downhill."""

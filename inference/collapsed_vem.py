@@ -21,7 +21,7 @@ from pyro_avse.inference.adaptation import Adaptation
 from pyro_avse.inference.independence import guide_proposal
 from pyro_avse.inference.nmf import is_nmf_update_H, is_nmf_update_W, normalise
 from pyro_avse.inference.random_walk import RandomWalk
-from pyro_avse.inference.run import run_chains, starting_codes, stop_unless_finite
+from pyro_avse.inference.run import run_chains, starting_codes, stop_unless_finite, unchecked
 from pyro_avse.inference.settings import check_settings
 from pyro_avse.inference.target import CollapsedMeanFieldTarget
 from pyro_avse.inference.vem import (
@@ -51,7 +51,7 @@ class CollapsedVEM:
     def __post_init__(self) -> None:
         check_settings(self)
 
-    @torch.no_grad()
+    @unchecked
     def __call__(
         self,
         prior: SpeechPrior,

@@ -26,7 +26,7 @@ from torch.optim import Adam
 
 from pyro_avse.inference.mcem import m_step, monte_carlo_wiener, weighted_draws
 from pyro_avse.inference.peem import climb
-from pyro_avse.inference.run import stop_unless_finite, sum_of_frames
+from pyro_avse.inference.run import stop_unless_finite, sum_of_frames, unchecked
 from pyro_avse.inference.settings import check_settings
 from pyro_avse.inference.target import CollapsedTarget
 from pyro_avse.inference.vem import initial_mixing_weight, update_mixing_weight
@@ -64,7 +64,7 @@ class GPEEM:
                 "gain's density to have a mode above zero, and a rate above 0"
             )
 
-    @torch.no_grad()
+    @unchecked
     def __call__(
         self,
         prior: SpeechPrior,

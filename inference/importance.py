@@ -36,7 +36,7 @@ from pyro_avse.inference.mcem import (
     monte_carlo_speech_power,
     monte_carlo_wiener,
 )
-from pyro_avse.inference.run import stop_unless_finite, sum_of_frames
+from pyro_avse.inference.run import stop_unless_finite, sum_of_frames, unchecked
 from pyro_avse.inference.settings import check_settings
 from pyro_avse.inference.target import CollapsedTarget
 from pyro_avse.inference.vem import initial_mixing_weight, update_mixing_weight
@@ -94,7 +94,7 @@ class Importance:
                 "and a factor above 0"
             )
 
-    @torch.no_grad()
+    @unchecked
     def __call__(
         self,
         prior: SpeechPrior,

@@ -59,6 +59,7 @@ from pyro_avse.inference.run import (
     starting_codes,
     stop_unless_finite,
     sum_of_frames,
+    unchecked,
 )
 from pyro_avse.inference.settings import check_settings
 from pyro_avse.inference.target import CollapsedTarget
@@ -119,7 +120,7 @@ class LDEM:
         if not self.total_variation >= 0:
             raise InputError(f"total_variation is {self.total_variation}: give 0 or more")
 
-    @torch.no_grad()
+    @unchecked
     def __call__(
         self,
         prior: SpeechPrior,

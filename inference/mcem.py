@@ -36,6 +36,7 @@ from pyro_avse.inference.run import (
     starting_codes,
     stop_unless_finite,
     sum_of_frames,
+    unchecked,
 )
 from pyro_avse.inference.settings import check_settings
 from pyro_avse.inference.target import CollapsedTarget
@@ -93,7 +94,7 @@ class MCEM:
     def __post_init__(self) -> None:
         check_settings(self)
 
-    @torch.no_grad()
+    @unchecked
     def __call__(
         self,
         prior: SpeechPrior,

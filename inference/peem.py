@@ -21,7 +21,7 @@ from torch.optim import Adam, Optimizer
 
 from pyro_avse.inference.gradient import value_and_grad
 from pyro_avse.inference.mcem import m_step, monte_carlo_wiener, weighted_draws
-from pyro_avse.inference.run import stop_unless_finite, sum_of_frames
+from pyro_avse.inference.run import stop_unless_finite, sum_of_frames, unchecked
 from pyro_avse.inference.settings import check_settings
 from pyro_avse.inference.target import CollapsedTarget
 from pyro_avse.inference.vem import initial_mixing_weight, update_mixing_weight
@@ -51,7 +51,7 @@ class PEEM:
     def __post_init__(self) -> None:
         check_settings(self)
 
-    @torch.no_grad()
+    @unchecked
     def __call__(
         self,
         prior: SpeechPrior,

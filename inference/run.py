@@ -3,8 +3,11 @@
 Chains are a leading axis, not a loop: one call of the target moves every chain, utterance and frame.
 """
 
-from typing import Any
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
+import pyro
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -19,8 +22,22 @@ from pyro_avse.inference.adaptation import (
 from pyro_avse.inference.compiled import Compiled
 from pyro_avse.typing import Chains, FrameMask, Info, Kernel, Power, SpeechPrior, State, Target
 
+P = ParamSpec("P")
+R = TypeVar("R")
 
-@torch.no_grad()
+
+def unchecked(function: Callable[P, R]) -> Callable[P, R]:
+    """Without gradients, and without Pyro's checks: a Gaussian that looks at its parameters waits for the device."""
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        with torch.no_grad(), pyro.validation_enabled(False):
+            return function(*args, **kwargs)
+
+    return call
+
+
+@unchecked
 def run_chains(
     kernel: Kernel,
     target: Target,

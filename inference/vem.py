@@ -34,6 +34,7 @@ from pyro_avse.inference.run import (
     starting_codes,
     stop_unless_finite,
     sum_of_frames,
+    unchecked,
 )
 from pyro_avse.inference.settings import check_settings
 from pyro_avse.inference.target import MeanFieldTarget, expected_log_likelihood
@@ -92,7 +93,7 @@ class VEM:
     def __post_init__(self) -> None:
         check_settings(self)
 
-    @torch.no_grad()
+    @unchecked
     def __call__(
         self,
         prior: SpeechPrior,

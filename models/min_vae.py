@@ -20,7 +20,7 @@ from jaxtyping import Float
 from pyro.distributions import Categorical, Independent, Normal
 from torch import Tensor, nn
 
-from pyro_avse.distributions import ComplexNormal, unchecked_normal
+from pyro_avse.distributions import ComplexNormal
 from pyro_avse.models.mixture import (
     component_negative_elbo,
     select_component,
@@ -128,7 +128,7 @@ class MINVAEv2(nn.Module):
         a, v = self.audio_encoder(power), self.visual_encoder(lips)
         mean = torch.stack([a.mean, v.mean])
         scale = torch.stack([a.base_dist.scale, v.base_dist.scale])
-        return unchecked_normal(mean, scale)
+        return Normal(mean, scale).to_event(1)
 
     def initial_codes(self, power: Power, lips: Tensor | None) -> Codes:
         """The visual encoder's mean, since lips carry no acoustic noise; without lips the audio encoder's."""

@@ -7,10 +7,9 @@ map into the hidden layer and their sum goes through tanh: one linear layer of t
 
 import torch
 from jaxtyping import Float
-from pyro.distributions import Independent
+from pyro.distributions import Independent, Normal
 from torch import Tensor, nn
 
-from pyro_avse.distributions import unchecked_normal
 from pyro_avse.typing import Codes, InputError, Lips, Power
 
 
@@ -18,7 +17,7 @@ def diagonal_normal(
     mean: Float[Tensor, "*batch latent"], log_variance: Float[Tensor, "*batch latent"]
 ) -> Independent:
     """N(mean, diag exp(log_variance)) with event (latent,); a draw is mean + sqrt(variance) eps (S9)."""
-    return unchecked_normal(mean, torch.exp(0.5 * log_variance))
+    return Normal(mean, torch.exp(0.5 * log_variance)).to_event(1)
 
 
 def standard_normal(latent_dim: int, like: Tensor) -> Independent:

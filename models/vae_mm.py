@@ -19,7 +19,7 @@ from jaxtyping import Float
 from pyro.distributions import Categorical, Independent, Normal
 from torch import Tensor, nn
 
-from pyro_avse.distributions import ComplexNormal, unchecked_normal
+from pyro_avse.distributions import ComplexNormal
 from pyro_avse.models.a_vae import AVAE
 from pyro_avse.models.av_vae import AVVAE
 from pyro_avse.models.mixture import (
@@ -127,4 +127,4 @@ def stacked(*parts: Independent) -> Independent:
     """Gaussians of batch (1, ..., frame), or broadcasting to it, as the components of one: (component, ..., frame)."""
     means = torch.broadcast_tensors(*(part.mean[0] for part in parts))
     scales = torch.broadcast_tensors(*(part.base_dist.scale[0] for part in parts))
-    return unchecked_normal(torch.stack(means), torch.stack(scales))
+    return Normal(torch.stack(means), torch.stack(scales)).to_event(1)

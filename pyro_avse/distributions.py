@@ -131,5 +131,5 @@ def align_components(normal: Independent, batch_dims: int) -> Independent:
 def unchecked_normal(
     mean: Float[Tensor, "*batch latent"], scale: Float[Tensor, "*batch latent"]
 ) -> Independent:
-    """N(mean, diag scale^2) with event (latent,), whose values are not looked at: on a GPU to look is to wait."""
+    """N(mean, diag scale^2) with event (latent,), whose values nobody checks: on a GPU to look at one is to wait."""
     return Independent(Normal(mean, scale, validate_args=False), 1)

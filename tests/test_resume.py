@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyro
 import pytest
 import soundfile
 import torch
@@ -257,35 +256,21 @@ def test_data_that_cannot_be_used_is_refused(tiny_corpus: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("model", "mode", "rate"),
+    ("model", "mode", "rate", "reason"),
     [
-        ("a_vae", "step", 1e30),
-        ("min_vae_v2", "step", 1e30),
-        ("min_vae_v2", "epoch", 1e30),
-        ("v_vae", "step", 200.0),
+        ("a_vae", "step", 1e30, "Expected parameter"),
+        ("min_vae_v2", "step", 1e30, "Expected parameter"),
+        ("min_vae_v2", "epoch", 1e30, "Expected parameter"),
+        ("v_vae", "step", 200.0, "the bound is nan"),
     ],
 )
 def test_a_step_that_diverges_is_not_saved(
-    model: str, mode: Any, rate: float, tiny_corpus: Path, tmp_path: Path
+    model: str, mode: Any, rate: float, reason: str, tiny_corpus: Path, tmp_path: Path
 ) -> None:
     """Of one batch an epoch, only validation and the table see where the step led: refused, and no file is written."""
     far = replace(STEPS, batch_size=10**6, learning_rate=rate, responsibilities=mode)
-    with pytest.raises(InputError, match=r"epoch 0 \(the bound is nan\): lower learning_rate"):
+    with pytest.raises(InputError, match=rf"epoch 0 \({reason}.*\): lower learning_rate"):
         train(tiny_recipe(model, training=far), tiny_corpus, tmp_path)
-    assert contents(tmp_path) == {}
-
-
-def test_what_pyro_refuses_is_a_divergence(
-    tiny_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A scale of 0 in the first step of an epoch, where Pyro looks at values."""
-
-    def step(self: Any, index: torch.Tensor) -> Any:
-        pyro.distributions.Normal(torch.zeros(3), torch.zeros(3), validate_args=True)
-
-    monkeypatch.setattr("pyro_avse.svi.Trainer.step", step)
-    with pytest.raises(InputError, match=r"epoch 0 \(Expected parameter scale.*\): lower learning"):
-        train(tiny_recipe("a_vae"), tiny_corpus, tmp_path)
     assert contents(tmp_path) == {}
 
 
