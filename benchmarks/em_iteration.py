@@ -18,8 +18,10 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from pyro_avse.enhancer import find_device
 from pyro_avse.inference import VEM, Compiled, RandomWalk, run_chains
@@ -49,29 +51,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     decoder = prior.decoder
     target = MeanFieldTarget(prior, lips, power, torch.full((2, *shape), 0.5, device=device))
 
-    def plain_torch() -> None:
-        """The same 40 steps with nothing around them."""
-        A, a = decoder.hidden.weight.T, decoder.hidden.bias
-        B, b = decoder.log_variance.weight.T, decoder.log_variance.bias
-
-        def log_density(z: torch.Tensor) -> torch.Tensor:
-            lv = torch.tanh(z @ A + a) @ B + b
-            return -(lv + power * torch.exp(-lv)).sum(-1) - 0.5 * z.square().sum(-1)
-
-        here, at = z[0], log_density(z[0])
-        for _ in range(STEPS):
-            there = here + 0.1 * torch.randn_like(here)
-            new = log_density(there)
-            taken = torch.rand_like(at).log() < new - at
-            here, at = torch.where(taken[..., None], there, here), torch.where(taken, new, at)
-
     def products() -> None:
         h = z[0]
         for _ in range(STEPS):
             (h @ decoder.hidden.weight.T) @ decoder.log_variance.weight.T
 
     sides: dict[str, tuple[Callable[[], object], int, int]] = {  # calls a round, iterations a call
-        "plain_torch": (plain_torch, 5, 1),
+        "plain_torch": (partial(metropolis, partial(log_density, decoder), z[0], power), 5, 1),
         "floor": (products, 5, 1),
     }
     for name, kernel in (("", RandomWalk()), ("compiled_", Compiled(RandomWalk(), steps=10))):
@@ -105,6 +91,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ratio = statistics.median(a / b for a, b in zip(rounds[name][2:], plain, strict=True))
         print(f"{label:34s} {ms[name]:6.1f} ms  {ratio:.2f}")
     print(json.dumps({f"{name}_ms".lstrip("_").replace("__", "_"): ms[name] for name in sides}))
+
+
+def log_density(
+    decoder: Any, z: Tensor, power: Tensor, tanh: Callable[[Tensor], Tensor] = torch.tanh
+) -> Tensor:
+    """(36) under N(0, I), up to a constant, in plain torch."""
+    A, a = decoder.hidden.weight.T, decoder.hidden.bias
+    B, b = decoder.log_variance.weight.T, decoder.log_variance.bias
+    lv = tanh(z @ A + a) @ B + b
+    return -(lv + power * torch.exp(-lv)).sum(-1) - 0.5 * z.square().sum(-1)
+
+
+def metropolis(
+    density: Callable[[Tensor, Tensor], Tensor], z: Tensor, power: Tensor, at_once: bool = False
+) -> Tensor:
+    """`STEPS` steps of (37) and (38) with nothing around them, their numbers drawn `at_once` or step by step."""
+    here, at = z, density(z, power)
+    if at_once:
+        pushes, levels = torch.randn(STEPS, *z.shape), torch.rand(STEPS, *at.shape).log()
+    for step in range(STEPS):
+        push = pushes[step] if at_once else torch.randn_like(here)
+        there = here + 0.1 * push
+        new = density(there, power)
+        level = levels[step] if at_once else torch.rand_like(at).log()
+        taken = level < new - at
+        here, at = torch.where(taken[..., None], there, here), torch.where(taken, new, at)
+    return here
 
 
 def finish(device: torch.device) -> None:

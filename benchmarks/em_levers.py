@@ -11,8 +11,8 @@ target (36). The plain steps are changed in one way a row:
     two threads         half of the frames each, every call of torch on one core
 
 All are measured in turn, after two rounds to warm up: medians of the rounds, and of each round's own ratios. Threads as
-torch has them, but in the last row. The last line is the share of proposals that were accepted: decoding only frames
-that moved could save the others.
+torch has them, but in the last row. The last line is the share of proposals that are accepted where the chains end:
+decoding only frames that moved could save the others.
 
     python benchmarks/em_levers.py
 """
@@ -25,12 +25,10 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import torch
+from em_iteration import FRAMES, ROUNDS, STEPS, log_density, metropolis
 from torch import Tensor
 
 from pyro_avse.models import MINVAEv2
-
-FRAMES, STEPS, ROUNDS = 150, 40, 15
-Density = Callable[[Tensor, Tensor], Tensor]
 
 
 @torch.no_grad()
@@ -43,9 +41,7 @@ def main() -> None:
     power = torch.randn(FRAMES, 513, dtype=torch.complex64).abs().square()
     z = torch.randn(FRAMES, 32)
 
-    def plain(z: Tensor, power: Tensor, tanh: Callable[[Tensor], Tensor] = torch.tanh) -> Tensor:
-        lv = tanh(z @ A + a) @ B + b
-        return -(lv + power * torch.exp(-lv)).sum(-1) - 0.5 * z.square().sum(-1)
+    plain = partial(log_density, decoder)
 
     def in_place(z: Tensor, power: Tensor) -> Tensor:
         lv = torch.addmm(b, torch.addmm(a, z, A).tanh_(), B)
@@ -89,26 +85,11 @@ def main() -> None:
             x / y for x, y in zip(found[2:], rounds["plain torch"][2:], strict=True)
         )
         print(f"{name:18s} {ms[name]:6.1f} ms  {ratio:.2f}")
-    accepted = metropolis(plain, z, power)
+    end = metropolis(plain, z, power).expand(STEPS, FRAMES, 32)
+    rise = plain(end + 0.1 * torch.randn_like(end), power) - plain(end, power)
+    accepted = float(rise.clamp_max(0).exp().mean())
     print(f"accepted           {accepted:.2f}")
     print(json.dumps({"threads": torch.get_num_threads(), "ms": ms, "accepted": accepted}))
-
-
-def metropolis(density: Density, z: Tensor, power: Tensor, at_once: bool = False) -> float:
-    """`STEPS` random-walk steps, (37) and (38), with nothing around them; the share of proposals accepted."""
-    here, at = z, density(z, power)
-    moved = torch.zeros_like(at)
-    if at_once:
-        pushes, uniforms = torch.randn(STEPS, *z.shape), torch.rand(STEPS, *at.shape).log()
-    for step in range(STEPS):
-        push = pushes[step] if at_once else torch.randn_like(here)
-        level = uniforms[step] if at_once else torch.rand_like(at).log()
-        there = here + 0.1 * push
-        new = density(there, power)
-        taken = level < new - at
-        here, at = torch.where(taken[..., None], there, here), torch.where(taken, new, at)
-        moved += taken
-    return float(moved.mean() / STEPS)
 
 
 def by_sigmoid(x: Tensor) -> Tensor:
