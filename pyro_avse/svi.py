@@ -308,8 +308,10 @@ def enumerated_negative_elbo(
 
 @torch.no_grad()
 def validate(prior: Any, frames: Frames, *, seed: int) -> JSON:
-    """The bound (17) and its parts on held-out frames, in nats a frame, by one draw each of a fixed seed.
+    """The bound (17) and its parts on held-out frames, in nats a frame, by draws of a fixed seed.
 
+    r(alpha_n) is (22) at one draw of every encoder, and J_k is taken at another: for r that does not know J's draw the
+    estimate is without bias. At one and the same draw it would prefer whichever component was lucky, and be too high.
     Of encoders that are trained in turn, the mean over all of them, so that epochs compare. Of AV-VAE, the bound of
     q(z | s, v), whatever share of the loss (S15) its prior has: one scale for all shares. At a share of 1 that encoder
     never learns, and epochs are then told apart by how prior and decoder fit the codes that it began with.
@@ -327,9 +329,12 @@ def validate(prior: Any, frames: Frames, *, seed: int) -> JSON:
                 lips = frames.lips
                 if lips is not None:
                     lips = lips.index_select(0, index).to(device)
+                # r by draws of its own: the least of two noisy J would be below either's mean
+                r = update_responsibilities(
+                    component_negative_elbo(prior, power, lips), prior.mixing_weight
+                )
                 kl, log_likelihood = component_elbo_terms(prior, power, lips)
                 J = kl - log_likelihood
-                r = update_responsibilities(J, prior.mixing_weight)
                 elbo = -mixture_free_energy(r, J, prior.mixing_weight)
                 reconstruction = (r * log_likelihood).sum(0)
                 sums += torch.stack([elbo, reconstruction, reconstruction - elbo]).sum(-1)
