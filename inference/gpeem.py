@@ -28,7 +28,7 @@ from pyro_avse.inference.mcem import m_step, monte_carlo_wiener, weighted_draws
 from pyro_avse.inference.peem import climb
 from pyro_avse.inference.run import stop_unless_finite, sum_of_frames, unchecked
 from pyro_avse.inference.settings import check_settings
-from pyro_avse.inference.target import CollapsedTarget
+from pyro_avse.inference.target import CollapsedTarget, zero_where_idle
 from pyro_avse.inference.vem import initial_mixing_weight, update_mixing_weight
 from pyro_avse.models.nmf_noise import initial_factors, nmf_noise_variance
 from pyro_avse.typing import FrameMask, InputError, Separation, Spectrum, SpeechPrior
@@ -142,5 +142,9 @@ class GainTarget:
         z, log_g = y[..., :-1], y[..., -1]
         a, b, g = self.shape, self.rate, log_g.exp()
         log_prior = (a - 1) * log_g - b * g + a * math.log(b) - math.lgamma(a)
-        joint = self.collapsed.component_log_joint(z, gain=g)
+        collapsed = self.collapsed
+        log_variance = collapsed.prior.log_variance(z, collapsed.lips)
+        log_variance = zero_where_idle(log_variance, collapsed.mixing_weight)
+        joint = collapsed.component_prior.log_prob(z)
+        joint = joint + collapsed.component_log_likelihood(log_variance, g)
         return torch.logsumexp(joint, dim=0) + log_prior

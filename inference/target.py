@@ -2,13 +2,17 @@
 
 MeanFieldTarget   r(z_n) of (36): exp of the expected log joint under r(s) r(alpha). For K components with decoders of
                   their own (VAE-MM, S24) the likelihood is averaged over components as the prior is.
-CollapsedTarget   p(z_n | x_n): s_n and alpha_n both integrated out, exactly. Slides S17, S18
-CollapsedMeanFieldTarget   r(z_n) of r(s) r(z, alpha): only alpha_n integrated out.
+
+and two in which alpha_n is summed out, exactly, which differ in the likelihood alone:
+
+CollapsedTarget            p(z_n | x_n): s_n integrated out too. Slides S17, S18
+CollapsedMeanFieldTarget   r(z_n) of r(s) r(z, alpha): the expected likelihood under r(s).
 
 All are equal to what Pyro makes of `models/noisy_speech.py`; the tests show it.
 """
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property, reduce
 from typing import Any
@@ -28,6 +32,9 @@ from pyro_avse.typing import (
     SpeechPrior,
     Target,
 )
+
+LogVariance = Float[Tensor, "component *batch frame freq"]
+PerComponent = Float[Tensor, "component *batch frame"]
 
 
 @dataclass(frozen=True)
@@ -97,23 +104,98 @@ class MeanFieldTarget:
         return value, gradient_in_codes(z, decoded, slope) + score
 
 
-def expected_log_likelihood(
-    log_variance: Float[Tensor, "component *batch frame freq"], second_moment: Power
-) -> Float[Tensor, "component *batch frame"]:
+def expected_log_likelihood(log_variance: LogVariance, second_moment: Power) -> PerComponent:
     """E_{r(s)} log N_c(s; 0, sigma) + F log pi = sum_f -log sigma - (|m|^2 + nu) / sigma, as in (36)."""
     return -torch.addcmul(log_variance, second_moment, torch.exp(-log_variance)).sum(-1)
 
 
 def expected_log_likelihood_and_slope(
-    log_variance: Float[Tensor, "component *batch frame freq"], second_moment: Power
-) -> tuple[Float[Tensor, "component *batch frame"], Float[Tensor, "component *batch frame freq"]]:
+    log_variance: LogVariance, second_moment: Power
+) -> tuple[PerComponent, LogVariance]:
     """The same, and its derivative in log sigma: (|m|^2 + nu) / sigma - 1."""
     ratio = second_moment * torch.exp(-log_variance)
     return -(log_variance + ratio).sum(-1), ratio.sub_(1)
 
 
+class Collapsed(ABC):
+    """log sum_k pi_k p(z_n|k) l_k(z_n): alpha_n summed out of any likelihood l_k of what is heard.
+
+    A subclass is a frozen dataclass that says what l_k is: `component_log_likelihood`, and `with_slope`, its derivative
+    in log sigma_k besides. `mixing_weight`, pi, may have a frame axis, (component, ..., frame).
+    """
+
+    prior: SpeechPrior
+    lips: Tensor | None
+    mixing_weight: MixingWeight
+
+    @property
+    @abstractmethod
+    def heard(self) -> Power:
+        """The power whose likelihood it is, (..., frame, freq)."""
+
+    @abstractmethod
+    def component_log_likelihood(self, log_variance: LogVariance) -> PerComponent:
+        """log l_k at log sigma_k."""
+
+    @abstractmethod
+    def with_slope(self, log_variance: LogVariance) -> tuple[PerComponent, LogVariance]:
+        """The same, and its derivative in log sigma_k."""
+
+    @cached_property
+    def components(self) -> Independent:
+        """p(z_n | k), batch (component, 1, ..., frame | 1): the 1 is for chains."""
+        return align_components(self.prior.latent_prior(self.lips), self.heard.dim() + 1)
+
+    @cached_property
+    def component_prior(self) -> "Quadratic":
+        """pi_k p(z_n | k)."""
+        return Quadratic.of(self.components, self.mixing_weight)
+
+    @cached_property
+    def gaussian(self) -> Independent | None:
+        """p(z_n) where the prior has one component; None where it is a mixture."""
+        return single_component(self.components)
+
+    def log_density(self, z: Codes) -> Float[Tensor, "*batch frame"]:
+        """For codes (chain, ..., frame, latent)."""
+        return log_sum_of_components(self.component_log_joint(z))
+
+    def log_likelihood(self, z: Codes) -> Float[Tensor, "*batch frame"]:
+        """log l(z_n) where the prior has one component. Raises InputError for a mixture."""
+        require(self, "gaussian", kernel="log_likelihood")  # type: ignore[arg-type]
+        return self.component_log_likelihood(self.prior.log_variance(z, self.lips))[0]
+
+    def component_log_joint(self, z: Codes, log_variance: Tensor | None = None) -> PerComponent:
+        """log of the k-th term of the sum; `log_variance` saves decoding z again."""
+        if log_variance is None:
+            log_variance = self.prior.log_variance(z, self.lips)
+        log_variance = zero_where_idle(log_variance, self.mixing_weight)
+        log_likelihood = self.component_log_likelihood(log_variance)
+        return self.component_prior.log_prob(z) + log_likelihood
+
+    def value_and_grad(self, z: Codes) -> tuple[Float[Tensor, "*batch frame"], Codes]:
+        """log sum_k exp J_k(z), J_k the k-th log joint, and its gradient, with one pass back through the decoders.
+
+        The gradient is sum_k rho_k dJ_k/dz, rho = softmax_k J_k, and dJ_k/dz is the prior's score plus
+        (d log sigma_k/dz) slope_k.
+        """
+        z, decoded = decode_with_graph(self, z)
+        with torch.no_grad():
+            log_variance = zero_where_idle(decoded.detach(), self.mixing_weight)
+            log_likelihood, slope = self.with_slope(log_variance)
+            log_joint = self.component_prior.log_prob(z) + log_likelihood
+            value, score = log_sum_of_components(log_joint), self.component_prior.score(z)
+            if len(log_joint) > 1:
+                rho = (log_joint - value).exp()[..., None]
+                score = rho * score
+                if len(slope) > 1:
+                    slope = torch.where(rho > 0, rho * slope, 0)
+            score = score.sum(0)
+        return value, gradient_in_codes(z, decoded, slope) + score
+
+
 @dataclass(frozen=True)
-class CollapsedTarget:
+class CollapsedTarget(Collapsed):
     """log p(x_n, z_n) = log sum_k pi_k p(z_n|k) N_c(x_n; 0, g_n sigma_k(z_n) + W H): s, alpha integrated out, S17.
 
     Attributes:
@@ -135,88 +217,45 @@ class CollapsedTarget:
     event_dim: int = 1
     proposal: Independent | None = None
 
-    def log_density(self, z: Codes) -> Float[Tensor, "*batch frame"]:
-        """The log joint of x_n and z_n, its constants included, for codes (chain, ..., frame, latent)."""
-        return log_sum_of_components(self.component_log_joint(z))
+    @property
+    def heard(self) -> Power:
+        return self.power
 
-    def value_and_grad(self, z: Codes) -> tuple[Float[Tensor, "*batch frame"], Codes]:
-        """The log joint and its gradient in z: `mixture_value_and_grad`."""
-        return mixture_value_and_grad(self, z)
+    def component_log_likelihood(
+        self, log_variance: LogVariance, gain: Tensor | None = None
+    ) -> PerComponent:
+        """log N_c(x_n; 0, g_n sigma_k(z_n) + W H), its constants included; `gain` in place of the target's g."""
+        V = self.mixture_variance(log_variance, gain)
+        return -torch.addcdiv(V.log(), self.power, V).sum(-1) - V.shape[-1] * math.log(math.pi)
 
-    @cached_property
-    def components(self) -> Independent:
-        """p(z_n | k), batch (component, 1, ..., frame | 1): the 1 is for chains."""
-        return align_components(self.prior.latent_prior(self.lips), self.power.dim() + 1)
-
-    @cached_property
-    def component_prior(self) -> "Quadratic":
-        """pi_k p(z_n | k)."""
-        return Quadratic.of(self.components, self.mixing_weight)
-
-    @cached_property
-    def gaussian(self) -> Independent | None:
-        """p(z_n) where the prior has one component; None where it is a mixture."""
-        return single_component(self.components)
-
-    def log_likelihood(self, z: Codes) -> Float[Tensor, "*batch frame"]:
-        """log p(x_n|z_n) where the prior has one component. Raises InputError for a mixture."""
-        require(self, "gaussian", kernel="log_likelihood")
-        return self._component_log_likelihood(self.prior.log_variance(z, self.lips))[0]
-
-    def component_log_joint(
-        self, z: Codes, log_variance: Tensor | None = None, gain: Tensor | None = None
-    ) -> Float[Tensor, "component *batch frame"]:
-        """log pi_k + log p(z_n|k) + log p(x_n|z_n, k); `log_variance` saves decoding z again, `gain` is for its own."""
-        if log_variance is None:
-            log_variance = self.prior.log_variance(z, self.lips)
-        log_variance = zero_where_idle(log_variance, self.mixing_weight)
-        log_likelihood = self._component_log_likelihood(log_variance, gain)
-        return self.component_prior.log_prob(z) + log_likelihood
-
-    def log_likelihood_and_slope(
-        self, log_variance: Float[Tensor, "component *batch frame freq"]
-    ) -> tuple[
-        Float[Tensor, "component *batch frame"], Float[Tensor, "component *batch frame freq"]
-    ]:
-        """log N_c(x; 0, V), V = g sigma_k + W H, and its derivative in log sigma: (g sigma / V) (|x|^2 / V - 1)."""
+    def with_slope(self, log_variance: LogVariance) -> tuple[PerComponent, LogVariance]:
+        """The same, and (g sigma / V) (|x|^2 / V - 1)."""
         speech = self.speech_variance(log_variance)
         V = speech + self.noise_variance
         ratio = self.power / V
         value = -(V.log() + ratio).sum(-1) - V.shape[-1] * math.log(math.pi)
-        return value, speech.div_(V).mul_(
-            ratio.sub_(1)
-        )  # in place: memory is what these passes wait for
-
-    def _component_log_likelihood(
-        self, log_variance: Float[Tensor, "component *batch frame freq"], gain: Tensor | None = None
-    ) -> Float[Tensor, "component *batch frame"]:
-        """log N_c(x_n; 0, g_n sigma_k(z_n) + W H)."""
-        V = self.mixture_variance(log_variance, gain)
-        return -torch.addcdiv(V.log(), self.power, V).sum(-1) - V.shape[-1] * math.log(math.pi)
+        # in place: memory is what these passes wait for
+        return value, speech.div_(V).mul_(ratio.sub_(1))
 
     def mixture_variance(
-        self, log_variance: Float[Tensor, "component *batch frame freq"], gain: Tensor | None = None
-    ) -> Float[Tensor, "component *batch frame freq"]:
+        self, log_variance: LogVariance, gain: Tensor | None = None
+    ) -> LogVariance:
         """E|x|^2 = g_n sigma_k(z_n) + W H; `gain`, (chain, ..., frame) too, in place of the target's g."""
         return self.speech_variance(log_variance, gain) + self.noise_variance
 
-    def speech_variance(
-        self, log_variance: Float[Tensor, "component *batch frame freq"], gain: Tensor | None = None
-    ) -> Float[Tensor, "component *batch frame freq"]:
+    def speech_variance(self, log_variance: LogVariance, gain: Tensor | None = None) -> LogVariance:
         """E|s|^2 = g_n c_f sigma_k(z_n)."""
         speech, g = self.through_microphone(log_variance).exp(), self.gain if gain is None else gain
         return speech if g is None else g[..., None] * speech
 
-    def through_microphone(
-        self, log_variance: Float[Tensor, "component *batch frame freq"]
-    ) -> Float[Tensor, "component *batch frame freq"]:
+    def through_microphone(self, log_variance: LogVariance) -> LogVariance:
         """log c_f sigma_k(z_n)."""
         c = self.log_response
         return log_variance if c is None else log_variance + c[..., None, :]
 
 
 @dataclass(frozen=True)
-class CollapsedMeanFieldTarget:
+class CollapsedMeanFieldTarget(Collapsed):
     """log r(z_n) = log sum_k pi_k p(z_n|k) exp(sum_f -log sigma_k - (|m|^2 + nu) / sigma_k) + const.
 
     The factor of z when r factorises as r(s) r(z, alpha) instead of (32): alpha is summed out of r(z, alpha), exactly.
@@ -229,50 +268,16 @@ class CollapsedMeanFieldTarget:
     event_dim: int = 1
     proposal: Independent | None = None
 
-    def log_density(self, z: Codes) -> Float[Tensor, "*batch frame"]:
-        """For codes (chain, ..., frame, latent)."""
-        return log_sum_of_components(self.component_log_joint(z))
+    @property
+    def heard(self) -> Power:
+        return self.second_moment
 
-    def value_and_grad(self, z: Codes) -> tuple[Float[Tensor, "*batch frame"], Codes]:
-        """log r(z) and its gradient in z: `mixture_value_and_grad`."""
-        return mixture_value_and_grad(self, z)
+    def component_log_likelihood(self, log_variance: LogVariance) -> PerComponent:
+        """sum_f -log sigma_k - (|m|^2 + nu) / sigma_k."""
+        return expected_log_likelihood(log_variance, self.second_moment)
 
-    @cached_property
-    def components(self) -> Independent:
-        """p(z_n | k), batch (component, 1, ..., frame | 1): the 1 is for chains."""
-        return align_components(self.prior.latent_prior(self.lips), self.second_moment.dim() + 1)
-
-    @cached_property
-    def component_prior(self) -> "Quadratic":
-        """pi_k p(z_n | k)."""
-        return Quadratic.of(self.components, self.mixing_weight)
-
-    @cached_property
-    def gaussian(self) -> Independent | None:
-        """p(z_n) where the prior has one component; None where it is a mixture."""
-        return single_component(self.components)
-
-    def log_likelihood(self, z: Codes) -> Float[Tensor, "*batch frame"]:
-        """The expected one where the prior has one component. Raises InputError for a mixture."""
-        require(self, "gaussian", kernel="log_likelihood")
-        return expected_log_likelihood(self.prior.log_variance(z, self.lips), self.second_moment)[0]
-
-    def component_log_joint(
-        self, z: Codes, log_variance: Tensor | None = None
-    ) -> Float[Tensor, "component *batch frame"]:
-        """log of the k-th term of the sum; `log_variance` saves decoding z again."""
-        if log_variance is None:
-            log_variance = self.prior.log_variance(z, self.lips)
-        log_variance = zero_where_idle(log_variance, self.mixing_weight)
-        log_likelihood = expected_log_likelihood(log_variance, self.second_moment)
-        return self.component_prior.log_prob(z) + log_likelihood
-
-    def log_likelihood_and_slope(
-        self, log_variance: Float[Tensor, "component *batch frame freq"]
-    ) -> tuple[
-        Float[Tensor, "component *batch frame"], Float[Tensor, "component *batch frame freq"]
-    ]:
-        """The expected log likelihood of each component, and its derivative in log sigma."""
+    def with_slope(self, log_variance: LogVariance) -> tuple[PerComponent, LogVariance]:
+        """The same, and (|m|^2 + nu) / sigma_k - 1."""
         return expected_log_likelihood_and_slope(log_variance, self.second_moment)
 
 
@@ -302,32 +307,7 @@ class Quadratic:
         return self.precision * (self.mean - z)
 
 
-def mixture_value_and_grad(
-    target: CollapsedTarget | CollapsedMeanFieldTarget, z: Codes
-) -> tuple[Float[Tensor, "*batch frame"], Codes]:
-    """log sum_k exp J_k(z) and its gradient, J_k the component's log joint, with one pass back through the decoders.
-
-    The gradient is sum_k rho_k dJ_k/dz, rho = softmax_k J_k, and dJ_k/dz is the prior's score plus
-    (d log sigma_k/dz) slope_k.
-    """
-    z, decoded = decode_with_graph(target, z)
-    with torch.no_grad():
-        log_variance = zero_where_idle(decoded.detach(), target.mixing_weight)
-        log_likelihood, slope = target.log_likelihood_and_slope(log_variance)
-        log_joint = target.component_prior.log_prob(z) + log_likelihood
-        value, score = log_sum_of_components(log_joint), target.component_prior.score(z)
-        if len(log_joint) > 1:
-            rho = (log_joint - value).exp()[..., None]
-            score = rho * score
-            if len(slope) > 1:
-                slope = torch.where(rho > 0, rho * slope, 0)
-        score = score.sum(0)
-    return value, gradient_in_codes(z, decoded, slope) + score
-
-
-def decode_with_graph(
-    target: "MeanFieldTarget | CollapsedTarget | CollapsedMeanFieldTarget", z: Codes
-) -> tuple[Codes, Float[Tensor, "component *batch frame freq"]]:
+def decode_with_graph(target: MeanFieldTarget | Collapsed, z: Codes) -> tuple[Codes, LogVariance]:
     """z as a leaf, and log sigma_k(z) with the graph that leads back to it."""
     with torch.enable_grad():
         z = z.detach().requires_grad_()
