@@ -18,9 +18,9 @@ smoothness over frames; and as a baseline, since q is a Gaussian a component whe
 
 import copy
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import product
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import pyro
 import torch
@@ -31,13 +31,20 @@ from pyro.infer import TraceEnum_ELBO, TraceMeanField_ELBO
 from torch import Tensor
 
 from pyro_avse.distributions import unchecked_normal
-from pyro_avse.inference.mcem import Draws, finite_where_idle, m_step, monte_carlo_wiener
+from pyro_avse.inference.em import EM, Observation, noise_and_weights
+from pyro_avse.inference.mcem import (
+    Drawn,
+    Draws,
+    MCState,
+    finite_where_idle,
+    maximise,
+    separation,
+)
 from pyro_avse.inference.nuts import WithoutIdle, pyro_session
-from pyro_avse.inference.run import stop_unless_finite, sum_of_frames
+from pyro_avse.inference.run import sum_of_frames, unchecked
 from pyro_avse.inference.settings import check_settings
 from pyro_avse.inference.target import CollapsedTarget
-from pyro_avse.inference.vem import initial_mixing_weight, update_mixing_weight
-from pyro_avse.models.nmf_noise import initial_factors, nmf_noise_variance
+from pyro_avse.models.nmf_noise import NoiseModel, nmf_noise_variance
 from pyro_avse.models.noisy_speech import noisy_speech
 from pyro_avse.typing import (
     FrameMask,
@@ -50,108 +57,108 @@ from pyro_avse.typing import (
 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class AmortisedState(MCState):
+    """theta and psi; `z` is the mean of q."""
+
+    encoders: "Encoders"
+
+
 @dataclass(frozen=True)
-class AmortisedVEM:
-    """Settings.
+class AmortisedVEM(EM):
+    """Settings. `objective` is F after every E-step.
 
     Attributes:
         iterations: a quarter of the others': with more, the noise model takes speech ("Time to quality" in RESULTS.md).
         steps: of Adam, on the encoders, in each; 0 leaves them as they were trained.
         learning_rate: of Adam.
         draws, final_draws: of q, for r and the M-step, and in the end for speech.
-        rank: spectra in the noise dictionary W.
-        mixing_weight, learn_gain, exponent: as in `MCEM`.
+        noise, mixing_weight, exponent: as in `MCEM`.
     """
 
+    name: ClassVar[str] = "amortised_vem"
+    cure: ClassVar[str] = "lower learning_rate"
     iterations: int = 25
     steps: int = 3
     learning_rate: float = 3e-3
     draws: int = 10
     final_draws: int = 25
-    rank: int = 10
+    noise: NoiseModel = field(default_factory=NoiseModel)
     mixing_weight: tuple[float, ...] | None = None
-    learn_gain: bool = True
     exponent: float = 0.5
 
     def __post_init__(self) -> None:
         check_settings(self)
 
-    def __call__(
-        self,
-        prior: SpeechPrior,
-        mixture: Spectrum,
-        lips: Tensor | None = None,
-        *,
-        mask: FrameMask | None = None,
-        seed: int = 0,
-    ) -> Separation:
-        """Separate x (..., frame, freq); `objective` is F after every E-step, per utterance; `z` the mean of q.
-
-        Raises:
-            Divergence: the objective became NaN or infinite; its `partial` holds the last draws of z.
-            InputError: a component's encoder needs lips and there are none.
-        """
-        with pyro_session(seed, device=mixture.device), torch.no_grad():
-            return self._separate(prior, mixture, lips, mask, seed)
-
-    def _separate(
-        self,
-        prior: SpeechPrior,
-        x: Spectrum,
-        lips: Tensor | None,
-        mask: FrameMask | None,
-        seed: int,
-    ) -> Separation:
-        power = x.real.square() + x.imag.square()
-        rng = torch.Generator(device=x.device).manual_seed(seed)
-        W, H = initial_factors(power, self.rank, mask=mask, rng=rng)
-        g = torch.ones_like(power[..., 0])
-        pi = initial_mixing_weight(prior, power, self.mixing_weight)
-        v = prior.visual_features(lips)
-        prior.encode(
-            power, lips
-        )  # refuses in one line where lips are missing; inside a trace Pyro adds its own
+    @unchecked
+    def init(self, observation: Observation, *, rng: torch.Generator) -> AmortisedState:
+        """The encoders as they were trained. Raises InputError where one needs lips and there are none."""
+        prior, power, lips = observation.prior, observation.power, observation.lips
+        # refuses in one line where lips are missing; inside a trace Pyro adds its own
+        z = prior.encode(power, lips).mean
         encoders = Encoders(prior, power, lips, self.learning_rate)
-        r = pi[..., None].expand(*pi.shape, power.shape[-2])
-        objective: list[Tensor] = []
-
-        for iteration in range(self.iterations + 1):
-            final = iteration == self.iterations
-            # E-step: psi, then r
-            noise = nmf_noise_variance(W, H)
-            if not final:
-                in_units_of_g = (x / g.sqrt()[..., None], v, noise / g[..., None])
-                for _ in range(self.steps):
-                    encoders.step(encoders.loss(prior, *in_units_of_g, pi, r, mask))
-            target = CollapsedTarget(prior, v, power, noise, pi, g)
-            q = encoders()
-            z, sigma, log_weight = draw_components(
-                target, q, self.final_draws if final else self.draws, rng
-            )
-            r = torch.softmax(log_weight, 0)
-            w = (r / sigma.shape[1])[:, None].expand(sigma.shape[:-1])
-            sigma = finite_where_idle(sigma, w)
-            if final:
-                break
-            bound = torch.logsumexp(log_weight, 0)
-            objective.append(sum_of_frames(bound, mask))
-            stop_unless_finite(objective, z, "amortised_vem", "lower learning_rate")
-            # M-step
-            W, H, g = m_step(power, sigma, w, W, H, g, self.exponent, self.learn_gain, mask)
-            if self.mixing_weight is None:
-                pi = update_mixing_weight(r, mask)
-
-        return Separation(
-            speech=monte_carlo_wiener(x, sigma, w, W, H, g),
-            responsibilities=r,
-            mixing_weight=pi,
-            dictionary=W,
-            activations=H,
-            objective=torch.stack(objective),
-            z=(r[..., None] * q.mean).sum(0)[None],
-            target=target,
-            gain=g if self.learn_gain else None,
+        return AmortisedState(
+            **noise_and_weights(observation, self.noise, self.mixing_weight, rng),
+            gain=torch.ones_like(power[..., 0]),
+            z=z[:1].expand(1, *power.shape[:-1], prior.latent_dim),
+            encoders=encoders,
         )
+
+    @unchecked
+    def step(
+        self, observation: Observation, state: AmortisedState, *, rng: torch.Generator
+    ) -> AmortisedState:
+        """Some steps of Adam on psi, then r, and one update each of H, W, g and pi."""
+        state = replace(state, encoders=self.learn(observation, state, rng))
+        return maximise(self, observation, *self.e_step(observation, state, self.draws, rng))
+
+    def learn(
+        self, observation: Observation, state: AmortisedState, rng: torch.Generator
+    ) -> "Encoders":
+        """psi: a copy of the encoders, moved on."""
+        encoders, g = copy.deepcopy(state.encoders), state.gain
+        noise = nmf_noise_variance(state.dictionary, state.activations)
+        in_units_of_g = (observation.x / g.sqrt()[..., None], observation.v, noise / g[..., None])
+        at = (state.mixing_weight, state.responsibilities, observation.mask)
+        device = observation.x.device
+        number = torch.randint(2**62, (), generator=rng, device=device)
+        with pyro_session(int(number), device=device):
+            for _ in range(self.steps):
+                encoders.step(encoders.loss(observation.prior, *in_units_of_g, *at))
+        return encoders
+
+    def e_step(
+        self,
+        observation: Observation,
+        state: AmortisedState,
+        draws: int,
+        rng: torch.Generator,
+    ) -> tuple[AmortisedState, Drawn]:
+        """r by draws of q, and F."""
+        noise = nmf_noise_variance(state.dictionary, state.activations)
+        prior, v, power = observation.prior, observation.v, observation.power
+        target = CollapsedTarget(prior, v, power, noise, state.mixing_weight, state.gain)
+        q = state.encoders()
+        z, sigma, log_weight = draw_components(target, q, draws, rng)
+        r = torch.softmax(log_weight, 0)
+        w = (r / sigma.shape[1])[:, None].expand(sigma.shape[:-1])
+        bound = torch.logsumexp(log_weight, 0)
+        state = replace(
+            state,
+            z=(r[..., None] * q.mean).sum(0)[None],
+            responsibilities=r,
+            objective=sum_of_frames(bound, observation.mask),
+            partial=z,
+        )
+        return state, Drawn(target, finite_where_idle(sigma, w), w)
+
+    @unchecked
+    def finish(
+        self, observation: Observation, state: AmortisedState, *, rng: torch.Generator
+    ) -> Separation:
+        """S20 by draws of q, its encoders as they are."""
+        drawn = self.e_step(observation, state, self.final_draws, rng)
+        return separation(self, observation, *drawn)
 
 
 class Encoders:

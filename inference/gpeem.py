@@ -18,28 +18,35 @@ a = b = 1 is an exponential density with mean 1, the level of the training clips
 
 import math
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.optim import Adam
 
-from pyro_avse.inference.mcem import m_step, monte_carlo_wiener, weighted_draws
-from pyro_avse.inference.peem import climb
-from pyro_avse.inference.run import stop_unless_finite, sum_of_frames, unchecked
-from pyro_avse.inference.settings import check_settings
+from pyro_avse.inference.em import Observation
+from pyro_avse.inference.mcem import Drawn, maximise, weighted_draws
+from pyro_avse.inference.peem import PEEM, PEEMState, climb, posterior
+from pyro_avse.inference.run import unchecked
 from pyro_avse.inference.target import CollapsedTarget, zero_where_idle
-from pyro_avse.inference.vem import initial_mixing_weight, update_mixing_weight
-from pyro_avse.models.nmf_noise import initial_factors, nmf_noise_variance
-from pyro_avse.typing import FrameMask, InputError, Separation, Spectrum, SpeechPrior
+from pyro_avse.typing import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class GPEEMState(PEEMState):
+    """The joint mode: `z` and `gain` are read off `y`."""
+
+    y: Float[Tensor, "1 *utterance frame latent_and_gain"]
+    """z and log g, which Adam moves."""
 
 
 @dataclass(frozen=True)
-class GPEEM:
-    """Settings of point-estimate EM with a Gamma prior on the gain.
+class GPEEM(PEEM):
+    """Settings of point-estimate EM with a Gamma prior on the gain; `objective` is log p(x, z, g).
 
     Attributes:
-        iterations, steps, learning_rate, rank, mixing_weight, exponent: as in `PEEM`; Adam moves log g_n too.
+        iterations, steps, learning_rate, noise, mixing_weight, exponent: as in `PEEM`; Adam moves log g_n too, and
+            `noise.gain` is not looked at.
         gain_shape: a, at least 1: below, the density has no mode but the pole at g = 0.
         gain_rate: b > 0.
 
@@ -47,17 +54,12 @@ class GPEEM:
         InputError: another shape or rate.
     """
 
-    iterations: int = 100
-    steps: int = 10
-    learning_rate: float = 0.05
-    rank: int = 10
-    mixing_weight: tuple[float, ...] | None = None
+    name: ClassVar[str] = "gpeem"
     gain_shape: float = 1.0
     gain_rate: float = 1.0
-    exponent: float = 0.5
 
     def __post_init__(self) -> None:
-        check_settings(self)
+        super().__post_init__()
         if not (self.gain_shape >= 1 and self.gain_rate > 0):
             raise InputError(
                 f"gain_shape is {self.gain_shape}, gain_rate {self.gain_rate}: give a shape of 1 or more, for the "
@@ -65,62 +67,39 @@ class GPEEM:
             )
 
     @unchecked
-    def __call__(
-        self,
-        prior: SpeechPrior,
-        mixture: Spectrum,
-        lips: Tensor | None = None,
-        *,
-        mask: FrameMask | None = None,
-        seed: int = 0,
-    ) -> Separation:
-        """Separate x (..., frame, freq); `objective` is log p(x, z, g) after each M-step; `z` is the mode."""
-        x = mixture
-        power = x.real.square() + x.imag.square()
-        rng = torch.Generator(device=x.device).manual_seed(seed)
+    def init(self, observation: Observation, *, rng: torch.Generator) -> GPEEMState:
+        """At the encoder's code, as loud as in training."""
+        state = super().init(observation, rng=rng)
+        y = torch.cat([state.z, torch.zeros_like(state.z[..., :1])], -1)  # log g = 0
+        return GPEEMState(**vars(state), y=y)
 
-        W, H = initial_factors(power, self.rank, mask=mask, rng=rng)
-        pi = initial_mixing_weight(prior, power, self.mixing_weight)
-        start = prior.initial_codes(power, lips)[None]
-        y = torch.cat([start, torch.zeros_like(start[..., :1])], -1)  # z and log g = 0
-        z, log_g = y[..., :-1], y[0, ..., -1]  # views: they move with y
-        v = prior.visual_features(lips)
-        collapsed = CollapsedTarget(prior, v, power, nmf_noise_variance(W, H), pi)
-        optimiser = Adam([y], lr=self.learning_rate, fused=True, maximize=True)
-        objective: list[Tensor] = []
+    def e_step(  # type: ignore[override]
+        self, observation: Observation, state: GPEEMState
+    ) -> tuple[GPEEMState, Drawn]:
+        """The joint mode, and rho there."""
+        y, target = state.y.clone(), self.joint(observation, state)
+        adam = climb(target, y, self.steps, self.learning_rate, state.adam)
+        z, g = y[..., :-1].clone(), y[0, ..., -1].exp()
+        collapsed = replace(target.collapsed, gain=g)
+        sigma, w = weighted_draws(collapsed, z)
+        state = replace(state, y=y, z=z, gain=g, adam=adam, responsibilities=w.sum(1))
+        return state, Drawn(collapsed, sigma, w)
 
-        for iteration in range(self.iterations + 1):
-            # E-step: the joint mode, and rho
-            before = z.clone()
-            climb(GainTarget(collapsed, self.gain_shape, self.gain_rate), y, optimiser, self.steps)
-            g = log_g.exp()
-            target = replace(collapsed, gain=g)
-            sigma, w = weighted_draws(target, z)
-            r = w.sum(1)
-            if iteration == self.iterations:
-                break
-            # M-step: S19, the gain as it is
-            W, H, _ = m_step(power, sigma, w, W, H, g, self.exponent, False, mask)
-            if self.mixing_weight is None:
-                pi = update_mixing_weight(r, mask)
-            collapsed = replace(
-                collapsed, noise_variance=nmf_noise_variance(W, H), mixing_weight=pi
-            )
-            joint = GainTarget(collapsed, self.gain_shape, self.gain_rate).log_density(y)[0]
-            objective.append(sum_of_frames(joint, mask))
-            stop_unless_finite(objective, before, "gpeem", "take a smaller learning_rate")
+    def m_step(  # type: ignore[override]
+        self, observation: Observation, state: GPEEMState, drawn: Drawn
+    ) -> GPEEMState:
+        """W, H and pi; the gain stays as it is."""
+        held = replace(self, noise=replace(self.noise, gain="none"))
+        return maximise(held, observation, state, drawn)
 
-        return Separation(
-            speech=monte_carlo_wiener(x, sigma, w, W, H, g),
-            responsibilities=r,
-            mixing_weight=pi,
-            dictionary=W,
-            activations=H,
-            objective=torch.stack(objective),
-            z=z.clone(),
-            target=target,
-            gain=g,
-        )
+    def log_joint(self, observation: Observation, state: GPEEMState) -> Tensor:  # type: ignore[override]
+        """log p(x_n, z_n, g_n)."""
+        return self.joint(observation, state).log_density(state.y)[0]
+
+    def joint(self, observation: Observation, state: GPEEMState) -> "GainTarget":
+        """p(x, z, g) at the present W, H and pi, of y."""
+        collapsed = replace(posterior(observation, state), gain=None)
+        return GainTarget(collapsed, self.gain_shape, self.gain_rate)
 
 
 @dataclass(frozen=True)

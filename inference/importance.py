@@ -21,7 +21,8 @@ one draw takes all the weight and the result is chance: look at `effective_sampl
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -29,26 +30,26 @@ from pyro.distributions import Independent, Normal
 from torch import Tensor
 
 from pyro_avse.distributions import align_components
+from pyro_avse.inference.em import EM, Observation, noise_and_weights
 from pyro_avse.inference.mcem import (
+    Drawn,
+    MCState,
     Weights,
     finite_where_idle,
-    m_step,
+    maximise,
     monte_carlo_speech_power,
-    monte_carlo_wiener,
+    separation,
 )
-from pyro_avse.inference.run import stop_unless_finite, sum_of_frames, unchecked
+from pyro_avse.inference.run import sum_of_frames, unchecked
 from pyro_avse.inference.settings import check_settings
 from pyro_avse.inference.target import CollapsedTarget
-from pyro_avse.inference.vem import initial_mixing_weight, update_mixing_weight
-from pyro_avse.models.nmf_noise import initial_factors, nmf_noise_variance
+from pyro_avse.models.nmf_noise import NoiseModel, nmf_noise_variance
 from pyro_avse.typing import (
-    FrameMask,
     InputError,
     MixingWeight,
     Power,
     Responsibilities,
     Separation,
-    Spectrum,
     SpeechPrior,
 )
 
@@ -61,13 +62,23 @@ class ImportanceSeparation(Separation):
     """1 / sum of squared weights in the last E-step, from 1 to its number of draws."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ImportanceState(MCState):
+    """theta, and what the last E-step found; `z` is the posterior mean, as one chain."""
+
+    speech_power: Power
+    """E|s|^2, which the encoders hear next; at first |x|^2."""
+
+
 @dataclass(frozen=True)
-class Importance:
+class Importance(EM):
     """Settings of Monte Carlo EM by importance sampling.
+
+    `objective` is the estimated log p(x) under the W, H, g and pi that each E-step met.
 
     Attributes:
         iterations: a quarter of the others': with more, the noise model takes speech ("Time to quality" in RESULTS.md).
-        rank, mixing_weight, learn_gain, exponent: as in `MCEM`.
+        noise, mixing_weight, exponent: as in `MCEM`.
         draws, final_draws: R in each E-step, and in the last, from which speech is estimated.
         widening: c, by which the proposal's standard deviations exceed the encoder's.
         defensive: d, the share of draws from the prior, in (0, 1].
@@ -76,12 +87,13 @@ class Importance:
         InputError: another share, or a widening that is not positive.
     """
 
+    name: ClassVar[str] = "importance"
+    cure: ClassVar[str] = "take a smaller widening"
     iterations: int = 25
     draws: int = 50
     final_draws: int = 200
-    rank: int = 10
+    noise: NoiseModel = field(default_factory=NoiseModel)
     mixing_weight: tuple[float, ...] | None = None
-    learn_gain: bool = True
     widening: float = 1.5
     defensive: float = 0.1
     exponent: float = 0.5
@@ -95,60 +107,61 @@ class Importance:
             )
 
     @unchecked
-    def __call__(
-        self,
-        prior: SpeechPrior,
-        mixture: Spectrum,
-        lips: Tensor | None = None,
-        *,
-        mask: FrameMask | None = None,
-        seed: int = 0,
-    ) -> ImportanceSeparation:
-        """Separate x (..., frame, freq); `objective` is the estimated log p(x) under each M-step's W, H, g and pi."""
-        x = mixture
-        power = x.real.square() + x.imag.square()
-        rng = torch.Generator(device=x.device).manual_seed(seed)
-
-        W, H = initial_factors(power, self.rank, mask=mask, rng=rng)
-        g = torch.ones_like(power[..., 0])
-        pi = initial_mixing_weight(prior, power, self.mixing_weight)
-        r = pi[..., None].expand(*pi.shape, power.shape[-2])
-        v = prior.visual_features(lips)
-        speech_power = power
-        objective: list[Tensor] = []
-
-        for iteration in range(self.iterations + 1):
-            # E-step: draws of q, and their weights
-            heard = speech_power / g[..., None]
-            q = guide_mixture(prior, heard, lips, v, r, pi, self.widening, self.defensive)
-            z = q.sample(self.final_draws if iteration == self.iterations else self.draws, rng=rng)
-            target = CollapsedTarget(prior, v, power, nmf_noise_variance(W, H), pi, g)
-            log_variance = prior.log_variance(z, v)
-            log_joint = target.component_log_joint(z, log_variance)
-            w, log_evidence = importance_weights(log_joint, q.log_prob(z))
-            objective.append(sum_of_frames(log_evidence, mask))
-            stop_unless_finite(objective, z, "importance", "take a smaller widening")
-            sigma, r = finite_where_idle(log_variance.exp(), w), w.sum(1)
-            speech_power = monte_carlo_speech_power(power, sigma, w, W, H, g)
-            if iteration == self.iterations:
-                break
-            # M-step: S19
-            W, H, g = m_step(power, sigma, w, W, H, g, self.exponent, self.learn_gain, mask)
-            if self.mixing_weight is None:
-                pi = update_mixing_weight(r, mask)
-
-        return ImportanceSeparation(
-            speech=monte_carlo_wiener(x, sigma, w, W, H, g),
-            responsibilities=r,
-            mixing_weight=pi,
-            dictionary=W,
-            activations=H,
-            objective=torch.stack(objective[1:]),  # the first knew no M-step
-            z=(w.sum(0)[..., None] * z).sum(0)[None],
-            target=target,
-            gain=g if self.learn_gain else None,
-            effective_sample_size=w.sum(0).square().sum(0).reciprocal(),
+    def init(self, observation: Observation, *, rng: torch.Generator) -> ImportanceState:
+        """The encoders are first asked about the mixture."""
+        prior, power = observation.prior, observation.power
+        return ImportanceState(
+            **noise_and_weights(observation, self.noise, self.mixing_weight, rng),
+            gain=torch.ones_like(power[..., 0]),
+            z=prior.initial_codes(power, observation.lips)[None],
+            speech_power=power,
         )
+
+    @unchecked
+    def step(
+        self, observation: Observation, state: ImportanceState, *, rng: torch.Generator
+    ) -> ImportanceState:
+        """Draws of q with their weights, then one update each of H, W, g and pi."""
+        return maximise(self, observation, *self.e_step(observation, state, self.draws, rng))
+
+    def e_step(
+        self,
+        observation: Observation,
+        state: ImportanceState,
+        draws: int,
+        rng: torch.Generator,
+    ) -> tuple[ImportanceState, Drawn]:
+        """Draws of q, and their weights."""
+        prior, power, v = observation.prior, observation.power, observation.v
+        W, H, g, pi = state.dictionary, state.activations, state.gain, state.mixing_weight
+        r = state.responsibilities
+        heard = state.speech_power / g[..., None]
+        q = guide_mixture(prior, heard, observation.lips, v, r, pi, self.widening, self.defensive)
+        z = q.sample(draws, rng=rng)
+        target = CollapsedTarget(prior, v, power, nmf_noise_variance(W, H), pi, g)
+        log_variance = prior.log_variance(z, v)
+        log_joint = target.component_log_joint(z, log_variance)
+        w, log_evidence = importance_weights(log_joint, q.log_prob(z))
+        sigma = finite_where_idle(log_variance.exp(), w)
+        state = replace(
+            state,
+            z=(w.sum(0)[..., None] * z).sum(0)[None],
+            responsibilities=w.sum(1),
+            speech_power=monte_carlo_speech_power(power, sigma, w, W, H, g),
+            objective=sum_of_frames(log_evidence, observation.mask),
+            partial=z,
+        )
+        return state, Drawn(target, sigma, w)
+
+    @unchecked
+    def finish(
+        self, observation: Observation, state: ImportanceState, *, rng: torch.Generator
+    ) -> ImportanceSeparation:
+        """S20 by more draws."""
+        state, drawn = self.e_step(observation, state, self.final_draws, rng)
+        found = separation(self, observation, state, drawn)
+        ess = drawn.weights.sum(0).square().sum(0).reciprocal()
+        return ImportanceSeparation(**vars(found), effective_sample_size=ess)
 
 
 def importance_weights(

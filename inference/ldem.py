@@ -36,68 +36,43 @@ the gradient is steep.
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pyro_avse.inference.adaptation import Adaptation
+from pyro_avse.inference.em import Observation
 from pyro_avse.inference.mcem import (
+    MCEM,
     Draws,
     Gain,
+    MCEMState,
     Weights,
     average,
-    m_step,
-    monte_carlo_q,
-    monte_carlo_wiener,
-    weighted_draws,
 )
 from pyro_avse.inference.nmf import Activations, Dictionary
-from pyro_avse.inference.run import (
-    run_chains,
-    starting_codes,
-    stop_unless_finite,
-    sum_of_frames,
-    unchecked,
-)
-from pyro_avse.inference.settings import check_settings
+from pyro_avse.inference.run import sum_of_frames, unchecked
 from pyro_avse.inference.target import CollapsedTarget
 from pyro_avse.inference.ula import ULA
-from pyro_avse.inference.vem import initial_mixing_weight, update_mixing_weight
-from pyro_avse.models.nmf_noise import initial_factors, mixture_level, nmf_noise_variance
-from pyro_avse.typing import (
-    Codes,
-    FrameMask,
-    InputError,
-    Kernel,
-    Power,
-    Separation,
-    Spectrum,
-    SpeechPrior,
-    Target,
-)
+from pyro_avse.models.nmf_noise import NoiseModel, mixture_level, nmf_noise_variance
+from pyro_avse.typing import Codes, FrameMask, InputError, Kernel, Power, Target
 
 TILT_START = 4
 """The EM iteration, from 0, in which the tilt is first fitted."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class LDEMState(MCEMState):
+    log_c: Tensor
+
+
 @dataclass(frozen=True)
-class LDEM:
-    """Settings of Langevin EM. How the defaults were found: docs/RESULTS.md, "Time to quality".
+class LDEM(MCEM):
+    """Settings."""
 
-    Attributes:
-        kernel: what moves z, by gradients.
-        iterations, warmup, draws, first_warmup, final_warmup, final_draws, chains, rank, adapt, mixing_weight,
-            learn_gain, exponent: as in `MCEM`; `ula`, which rejects nothing, has nothing to adapt.
-        learn_tilt: fit the microphone's tilt t; else it stays at 0.
-        stationary_start: W H's start above; else that of `MCEM`.
-        total_variation: lambda, the weight of the penalty on |z_n - z_{n-1}|_1; 0: none, and frames are independent.
-
-    Raises:
-        InputError: a negative lambda, under which codes would fly apart.
-    """
-
+    name: ClassVar[str] = "ldem"
     kernel: Kernel = field(default_factory=ULA)
     iterations: int = 12
     warmup: int = 2
@@ -106,99 +81,70 @@ class LDEM:
     final_warmup: int = 10
     final_draws: int = 10
     chains: int = 2
-    rank: int = 8
-    adapt: Adaptation | None = None
-    mixing_weight: tuple[float, ...] | None = None
-    learn_gain: bool = True
+    noise: NoiseModel = field(default_factory=lambda: NoiseModel(rank=8, stationary=True))
     learn_tilt: bool = True
-    stationary_start: bool = True
     total_variation: float = 0.0
     exponent: float = 0.75
 
     def __post_init__(self) -> None:
-        check_settings(self)
+        super().__post_init__()
         if not self.total_variation >= 0:
             raise InputError(f"total_variation is {self.total_variation}: give 0 or more")
 
     @unchecked
-    def __call__(
-        self,
-        prior: SpeechPrior,
-        mixture: Spectrum,
-        lips: Tensor | None = None,
-        *,
-        mask: FrameMask | None = None,
-        seed: int = 0,
-        dictionary: Dictionary | None = None,
-    ) -> Separation:
-        """Separate x (..., frame, freq); `objective` and `dictionary` as in `MCEM`.
+    def init(self, observation: Observation, *, rng: torch.Generator) -> LDEMState:
+        state = super().init(observation, rng=rng)
+        from dataclasses import fields
 
-        Under a penalty log densities have no frame axis.
-        """
-        x = mixture
-        power = x.real.square() + x.imag.square()
-        rng = torch.Generator(device=x.device).manual_seed(seed)
-
-        W, H = initial_factors(
-            power, self.rank, stationary=self.stationary_start, mask=mask, rng=rng
+        return LDEMState(
+            **{f.name: getattr(state, f.name) for f in fields(state)},
+            log_c=torch.zeros_like(observation.power[..., 0, :]),
         )
-        if dictionary is not None:
-            W = dictionary.expand_as(W)
-        g, log_c = torch.ones_like(power[..., 0]), torch.zeros_like(power[..., 0, :])
-        pi = initial_mixing_weight(prior, power, self.mixing_weight)
-        z, kernel = starting_codes(prior, power, lips, self.chains), self.kernel
-        v = prior.visual_features(lips)
-        objective: list[Tensor] = []
 
-        first_warmup = self.warmup if self.first_warmup is None else self.first_warmup
-        warmups = [first_warmup, *[self.warmup] * (self.iterations - 1), self.final_warmup]
-        for iteration, warmup in enumerate(warmups):
-            final = iteration == self.iterations
-            # E-step: draws of p(z | x), smooth or not, and rho
-            noise = nmf_noise_variance(W, H)
-            if self.stationary_start and iteration == 0:
-                noise = mixture_level(power, mask)[..., None, None].expand_as(noise)
-            collapsed = CollapsedTarget(prior, v, power, noise, pi, g, log_c)
-            target: Target = collapsed
-            if self.total_variation:
-                target = SmoothTarget(collapsed, self.total_variation, mask)
-            chains = run_chains(
-                kernel,
-                target,
-                z,
-                draws=self.final_draws if final else self.draws,
-                warmup=warmup,
-                adapt=self.adapt,
-                seed=rng,
-                where=f"ldem, iteration {iteration + 1}",
+    def collapsed(self, observation, state):
+        target = super().collapsed(observation, state)
+        noise = target.noise_variance
+        if self.noise.stationary and state.iteration == 0:
+            noise = mixture_level(observation.power, observation.mask)[..., None, None].expand_as(
+                noise
             )
-            z, kernel = chains.state.z, chains.kernel
-            sigma, w = weighted_draws(collapsed, chains.draws.flatten(0, 1))
-            r = w.sum(1)
-            if final:
-                break
-            # M-step: S19, and the tilt
-            W, H, g = m_step(power, sigma, w, W, H, g, self.exponent, self.learn_gain, mask)
-            if self.learn_tilt and iteration >= TILT_START:
-                tilt = tilt_update(power, sigma, w, W, H, g, exponent=self.exponent, mask=mask)
-                log_c = log_c + tilt
-            if self.mixing_weight is None:
-                pi = update_mixing_weight(r, mask)
-            objective.append(monte_carlo_q(power, sigma, w, W, H, g, mask))
-            stop_unless_finite(objective, chains, "ldem")
+        return replace(target, log_response=state.log_c, noise_variance=noise)
 
-        return Separation(
-            speech=monte_carlo_wiener(x, sigma, w, W, H, g),
-            responsibilities=r,
-            mixing_weight=pi,
-            dictionary=W,
-            activations=H,
-            objective=torch.stack(objective),
-            z=z,
-            target=target,
-            chains=chains,
-            gain=g if self.learn_gain else None,
-        )
+    def sampled(self, observation, target):
+        if self.total_variation:
+            return SmoothTarget(target, self.total_variation, observation.mask)
+        return target
+
+    def m_step(self, observation, state, drawn):
+        new = super().m_step(observation, state, drawn)
+        from pyro_avse.inference.mcem import monte_carlo_q
+
+        if self.learn_tilt and state.iteration >= TILT_START:
+            change = tilt_update(
+                observation.power,
+                drawn.sigma,
+                drawn.weights,
+                new.dictionary,
+                new.activations,
+                new.gain,
+                exponent=self.exponent,
+                mask=observation.mask,
+            )
+            sigma = drawn.sigma * change[..., None, :].exp()
+            new = replace(
+                new,
+                log_c=state.log_c + change,
+                objective=monte_carlo_q(
+                    observation.power,
+                    sigma,
+                    drawn.weights,
+                    new.dictionary,
+                    new.activations,
+                    new.gain,
+                    observation.mask,
+                ),
+            )
+        return new
 
 
 def tilt_update(

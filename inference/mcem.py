@@ -21,34 +21,31 @@ over a longer last run of the chains. When to use it: the soundest of the EM sch
 about half as much again of VEM's time; the gain lets speech be quieter or louder than in training.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Protocol, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from pyro_avse.inference.adaptation import Adaptation
+from pyro_avse.inference.em import EM, EMState, Observation, noise_and_weights
 from pyro_avse.inference.independence import guide_proposal
 from pyro_avse.inference.nmf import FACTOR_FLOOR, Activations, Dictionary, normalise
 from pyro_avse.inference.random_walk import RandomWalk
-from pyro_avse.inference.run import (
-    run_chains,
-    starting_codes,
-    stop_unless_finite,
-    sum_of_frames,
-    unchecked,
-)
+from pyro_avse.inference.run import run_chains, starting_codes, sum_of_frames, unchecked
 from pyro_avse.inference.settings import check_settings
 from pyro_avse.inference.target import CollapsedTarget
-from pyro_avse.inference.vem import initial_mixing_weight, update_mixing_weight
-from pyro_avse.models.nmf_noise import initial_factors, nmf_noise_variance
+from pyro_avse.models.mixture import update_mixing_weight
+from pyro_avse.models.nmf_noise import NoiseModel, nmf_noise_variance
 from pyro_avse.typing import (
+    Chains,
     FrameMask,
     Kernel,
     Power,
     Separation,
     Spectrum,
-    SpeechPrior,
+    Target,
 )
 
 Draws = Float[Tensor, "component draw *utterance frame freq"]
@@ -57,11 +54,43 @@ Gain = Float[Tensor, "*utterance frame"]
 
 GAIN_FLOOR = 1e-6
 """A frame's gain stays above this, -60 dB: at zero a multiplicative update could never raise it again."""
+S = TypeVar("S", bound="MCState")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MCState(EMState):
+    """theta = {W, H, g, pi} of (S18); of `mcem` and its relatives."""
+
+    gain: Gain
+    """g_n."""
 
 
 @dataclass(frozen=True)
-class MCEM:
-    """Settings of Monte Carlo EM: S7, S18.
+class Drawn:
+    """What an E-step found."""
+
+    target: CollapsedTarget
+    """The posterior of z, s and alpha integrated out, at the theta that it met."""
+    sigma: Draws
+    """Speech's variances at the draws, as the microphone hears them."""
+    weights: Weights
+    """What each draw counts with each component; they sum to one."""
+    chains: Chains | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MCEMState(MCState):
+    """Where the chains stand besides."""
+
+    kernel: Kernel
+    """With the step sizes that adaptation found."""
+    speech_power: Power
+    """E|s|^2, which a kernel that proposes from the guide wants; at first |x|^2."""
+
+
+@dataclass(frozen=True)
+class MCEM(EM):
+    """Settings of Monte Carlo EM: S7, S18. `objective` is Q by `monte_carlo_q`: log p(x | z) averaged by the weights.
 
     Attributes:
         kernel: what moves z.
@@ -71,12 +100,12 @@ class MCEM:
             iteration it decides: what the chains cannot explain yet, the noise model takes for good.
         final_warmup, final_draws: of the last E-step, from which speech is estimated.
         chains: chains for each frame, started as `starting_codes` says.
-        rank: spectra in the noise dictionary W.
+        noise: what is assumed of W, H and g.
         adapt, mixing_weight: as in `VEM`.
-        learn_gain: update g_n; else it stays at 1.
         exponent: of the updates S19, in (0, 1]; 1/2 never lowers Q.
     """
 
+    name: ClassVar[str] = "mcem"
     kernel: Kernel = field(default_factory=RandomWalk)
     iterations: int = 100
     warmup: int = 30
@@ -85,88 +114,152 @@ class MCEM:
     final_warmup: int = 75
     final_draws: int = 25
     chains: int = 1
-    rank: int = 10
+    noise: NoiseModel = field(default_factory=NoiseModel)
     adapt: Adaptation | None = None
     mixing_weight: tuple[float, ...] | None = None
-    learn_gain: bool = True
     exponent: float = 0.5
 
     def __post_init__(self) -> None:
         check_settings(self)
 
     @unchecked
-    def __call__(
-        self,
-        prior: SpeechPrior,
-        mixture: Spectrum,
-        lips: Tensor | None = None,
-        *,
-        mask: FrameMask | None = None,
-        seed: int = 0,
-        dictionary: Dictionary | None = None,
-    ) -> Separation:
-        """Separate x (..., frame, freq); `objective` is Q (S18) by `monte_carlo_q`: log p(x | z) averaged
-        by the weights, up to a constant, per iteration and utterance. `dictionary`: as in `VEM`.
-        """
-        x = mixture
-        power = x.real.square() + x.imag.square()
-        rng = torch.Generator(device=x.device).manual_seed(seed)
-
-        W, H = initial_factors(power, self.rank, mask=mask, rng=rng)
-        if dictionary is not None:
-            W = dictionary.expand_as(W)
-        g = torch.ones_like(power[..., 0])
-        pi = initial_mixing_weight(prior, power, self.mixing_weight)
-        r = pi[..., None].expand(*pi.shape, power.shape[-2])
-        z, kernel = starting_codes(prior, power, lips, self.chains), self.kernel
-        v = prior.visual_features(lips)
-        speech_power = power
-        objective: list[Tensor] = []
-
-        first_warmup = self.warmup if self.first_warmup is None else self.first_warmup
-        warmups = [first_warmup, *[self.warmup] * (self.iterations - 1), self.final_warmup]
-        for iteration, warmup in enumerate(warmups):
-            final = iteration == self.iterations
-            # E-step: draws of p(z | x), and rho
-            proposal = guide_proposal(kernel, prior, speech_power / g[..., None], lips, r)
-            noise = nmf_noise_variance(W, H)
-            target = CollapsedTarget(prior, v, power, noise, pi, g, proposal=proposal)
-            chains = run_chains(
-                kernel,
-                target,
-                z,
-                draws=self.final_draws if final else self.draws,
-                warmup=warmup,
-                adapt=self.adapt,
-                seed=rng,
-                where=f"mcem, iteration {iteration + 1}",
-            )
-            z, kernel = chains.state.z, chains.kernel
-            sigma, w = weighted_draws(target, chains.draws.flatten(0, 1))
-            r = w.sum(1)
-            if final:
-                break
-            if proposal is not None:
-                speech_power = monte_carlo_speech_power(power, sigma, w, W, H, g)
-            # M-step: S19, V refreshed between the updates
-            W, H, g = m_step(power, sigma, w, W, H, g, self.exponent, self.learn_gain, mask)
-            if self.mixing_weight is None:
-                pi = update_mixing_weight(r, mask)
-            objective.append(monte_carlo_q(power, sigma, w, W, H, g, mask))
-            stop_unless_finite(objective, chains, "mcem")
-
-        return Separation(
-            speech=monte_carlo_wiener(x, sigma, w, W, H, g),
-            responsibilities=r,
-            mixing_weight=pi,
-            dictionary=W,
-            activations=H,
-            objective=torch.stack(objective),
-            z=z,
-            target=target,
-            chains=chains,
-            gain=g if self.learn_gain else None,
+    def init(self, observation: Observation, *, rng: torch.Generator) -> MCEMState:
+        """Speech as loud as in training, and chains where the encoders say."""
+        prior, power = observation.prior, observation.power
+        return MCEMState(
+            **noise_and_weights(observation, self.noise, self.mixing_weight, rng),
+            gain=torch.ones_like(power[..., 0]),
+            z=starting_codes(prior, power, observation.lips, self.chains),
+            kernel=self.kernel,
+            speech_power=power,
         )
+
+    @unchecked
+    def step(
+        self, observation: Observation, state: MCEMState, *, rng: torch.Generator
+    ) -> MCEMState:
+        """Draws of p(z | x) with their weights, then one update each of H, W, g and pi."""
+        first = self.warmup if self.first_warmup is None else self.first_warmup
+        warmup = self.warmup if state.iteration else first
+        state, drawn = self.e_step(observation, state, warmup, self.draws, rng)
+        return self.m_step(observation, state, drawn)
+
+    def e_step(
+        self,
+        observation: Observation,
+        state: MCEMState,
+        warmup: int,
+        draws: int,
+        rng: torch.Generator,
+    ) -> tuple[MCEMState, Drawn]:
+        """Draws of p(z | x), and rho."""
+        target = self.collapsed(observation, state)
+        chains = run_chains(
+            state.kernel,
+            self.sampled(observation, target),
+            state.z,
+            draws=draws,
+            warmup=warmup,
+            adapt=self.adapt,
+            seed=rng,
+            where=f"{self.name}, iteration {state.iteration + 1}",
+        )
+        sigma, w = weighted_draws(target, chains.draws.flatten(0, 1))
+        state = replace(
+            state,
+            z=chains.state.z,
+            kernel=chains.kernel,
+            responsibilities=w.sum(1),
+            partial=chains,
+        )
+        return state, Drawn(target, sigma, w, chains)
+
+    def collapsed(self, observation: Observation, state: MCEMState) -> CollapsedTarget:
+        """The posterior of z at the present theta."""
+        prior, power = observation.prior, observation.power
+        proposal = guide_proposal(
+            state.kernel,
+            prior,
+            state.speech_power / state.gain[..., None],
+            observation.lips,
+            state.responsibilities,
+        )
+        noise = nmf_noise_variance(state.dictionary, state.activations)
+        return CollapsedTarget(
+            prior, observation.v, power, noise, state.mixing_weight, state.gain, proposal=proposal
+        )
+
+    def sampled(self, observation: Observation, target: CollapsedTarget) -> Target:
+        """What the chains are to sample: that posterior."""
+        return target
+
+    def m_step(self, observation: Observation, state: MCEMState, drawn: Drawn) -> MCEMState:
+        """S19; pi is the mean of rho."""
+        power, mask, sigma, w = observation.power, observation.mask, drawn.sigma, drawn.weights
+        if drawn.target.proposal is not None:
+            W, H, g = state.dictionary, state.activations, state.gain
+            heard = monte_carlo_speech_power(power, sigma, w, W, H, g)
+            state = replace(state, speech_power=heard)
+        state = maximise(self, observation, state, drawn)
+        W, H, g = state.dictionary, state.activations, state.gain
+        return replace(state, objective=monte_carlo_q(power, sigma, w, W, H, g, mask))
+
+    @unchecked
+    def finish(
+        self, observation: Observation, state: MCEMState, *, rng: torch.Generator
+    ) -> Separation:
+        """S20, by a longer run of the chains."""
+        state, drawn = self.e_step(observation, state, self.final_warmup, self.final_draws, rng)
+        return separation(self, observation, state, drawn)
+
+
+class HasTheta(Protocol):
+    """A scheme with the settings of the M-step."""
+
+    @property
+    def noise(self) -> NoiseModel: ...
+    @property
+    def exponent(self) -> float: ...
+    @property
+    def mixing_weight(self) -> tuple[float, ...] | None: ...
+
+
+def maximise(scheme: HasTheta, observation: Observation, state: S, drawn: Drawn) -> S:
+    """The M-step: one update each of H, W and g (S19), and pi, the mean of rho, where it is not held."""
+    power, mask = observation.power, observation.mask
+    W, H, g = state.dictionary, state.activations, state.gain
+    sigma, w = drawn.sigma, drawn.weights
+    W, H, g = m_step(power, sigma, w, W, H, g, scheme.noise, scheme.exponent, mask)
+    pi = state.mixing_weight
+    if scheme.mixing_weight is None:
+        pi = update_mixing_weight(state.responsibilities, mask)
+    return replace(
+        state,
+        dictionary=W,
+        activations=H,
+        gain=g,
+        mixing_weight=pi,
+        iteration=state.iteration + 1,
+    )
+
+
+def separation(
+    scheme: HasTheta, observation: Observation, state: MCState, drawn: Drawn
+) -> Separation:
+    """S20 at the draws, and theta, of a state."""
+    W, H, g = state.dictionary, state.activations, state.gain
+    return Separation(
+        speech=monte_carlo_wiener(observation.x, drawn.sigma, drawn.weights, W, H, g),
+        responsibilities=state.responsibilities,
+        mixing_weight=state.mixing_weight,
+        dictionary=W,
+        activations=H,
+        objective=state.objective[None],
+        z=state.z,
+        target=drawn.target,
+        chains=drawn.chains,
+        gain=None if scheme.noise.gain == "none" else g,
+    )
 
 
 def weighted_draws(
@@ -196,15 +289,15 @@ def m_step(
     W: Dictionary,
     H: Activations,
     gain: Gain,
+    noise: NoiseModel,
     exponent: float,
-    learn_gain: bool,
     mask: FrameMask | None,
 ) -> tuple[Dictionary, Activations, Gain]:
     """One update each of H, W and, if it is learned, g; W's rows then sum to one. Slides S19"""
     H = mcem_update_H(power, sigma, weights, W, H, gain, exponent=exponent)
     W = mcem_update_W(power, sigma, weights, W, H, gain, exponent=exponent, mask=mask)
     W, H = normalise(W, H)
-    if learn_gain:
+    if noise.gain != "none":
         gain = mcem_update_gain(power, sigma, weights, W, H, gain, exponent=exponent)
     return W, H, gain
 

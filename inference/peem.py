@@ -13,99 +13,117 @@ When to use it: for speed, and for a result without chance but that of W's and H
 how much of the posterior lies beside it, so parameters and speech are surer of themselves than `mcem`'s.
 """
 
-from dataclasses import dataclass
+import copy
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.optim import Adam, Optimizer
 
+from pyro_avse.inference.em import EM, Observation, noise_and_weights
 from pyro_avse.inference.gradient import value_and_grad
-from pyro_avse.inference.mcem import m_step, monte_carlo_wiener, weighted_draws
-from pyro_avse.inference.run import stop_unless_finite, sum_of_frames, unchecked
+from pyro_avse.inference.mcem import Drawn, MCState, maximise, separation, weighted_draws
+from pyro_avse.inference.run import sum_of_frames, unchecked
 from pyro_avse.inference.settings import check_settings
 from pyro_avse.inference.target import CollapsedTarget
-from pyro_avse.inference.vem import initial_mixing_weight, update_mixing_weight
-from pyro_avse.models.nmf_noise import initial_factors, nmf_noise_variance
-from pyro_avse.typing import Codes, FrameMask, Separation, Spectrum, SpeechPrior, Target
+from pyro_avse.models.nmf_noise import NoiseModel, nmf_noise_variance
+from pyro_avse.typing import Codes, Separation, Target
+
+
+@dataclass(frozen=True, kw_only=True)
+class PEEMState(MCState):
+    """The mode, (1, ..., frame, latent) as one chain, and theta."""
+
+    adam: dict[str, Any] | None = None
+    """What Adam remembers; None before its first step."""
 
 
 @dataclass(frozen=True)
-class PEEM:
-    """Settings of point-estimate EM.
+class PEEM(EM):
+    """Settings of point-estimate EM. `objective` is log p(x, z) after each M-step; `z` is the mode.
 
     Attributes:
         iterations: EM iterations.
         steps: of Adam in each E-step.
         learning_rate: of Adam, about the distance that a code moves in a step.
-        rank, mixing_weight, learn_gain, exponent: as in `MCEM`.
+        noise, mixing_weight, exponent: as in `MCEM`.
     """
 
+    name: ClassVar[str] = "peem"
+    cure: ClassVar[str] = "take a smaller learning_rate"
     iterations: int = 100
     steps: int = 10
     learning_rate: float = 0.05
-    rank: int = 10
+    noise: NoiseModel = field(default_factory=NoiseModel)
     mixing_weight: tuple[float, ...] | None = None
-    learn_gain: bool = True
     exponent: float = 0.5
 
     def __post_init__(self) -> None:
         check_settings(self)
 
     @unchecked
-    def __call__(
-        self,
-        prior: SpeechPrior,
-        mixture: Spectrum,
-        lips: Tensor | None = None,
-        *,
-        mask: FrameMask | None = None,
-        seed: int = 0,
-    ) -> Separation:
-        """Separate x (..., frame, freq); `objective` is log p(x, z) after each M-step; `z` is the mode."""
-        x = mixture
-        power = x.real.square() + x.imag.square()
-        rng = torch.Generator(device=x.device).manual_seed(seed)
-
-        W, H = initial_factors(power, self.rank, mask=mask, rng=rng)
-        g = torch.ones_like(power[..., 0])
-        pi = initial_mixing_weight(prior, power, self.mixing_weight)
-        z = prior.initial_codes(power, lips)[None].clone()
-        v = prior.visual_features(lips)
-        target = CollapsedTarget(prior, v, power, nmf_noise_variance(W, H), pi, g)
-        optimiser = Adam([z], lr=self.learning_rate, fused=True, maximize=True)
-        objective: list[Tensor] = []
-
-        for iteration in range(self.iterations + 1):
-            # E-step: the mode, and rho
-            before = z.clone()
-            climb(target, z, optimiser, self.steps)
-            sigma, w = weighted_draws(target, z)
-            r = w.sum(1)
-            if iteration == self.iterations:
-                break
-            # M-step: S19
-            W, H, g = m_step(power, sigma, w, W, H, g, self.exponent, self.learn_gain, mask)
-            if self.mixing_weight is None:
-                pi = update_mixing_weight(r, mask)
-            target = CollapsedTarget(prior, v, power, nmf_noise_variance(W, H), pi, g)
-            objective.append(sum_of_frames(target.log_density(z)[0], mask))
-            stop_unless_finite(objective, before, "peem", "take a smaller learning_rate")
-
-        return Separation(
-            speech=monte_carlo_wiener(x, sigma, w, W, H, g),
-            responsibilities=r,
-            mixing_weight=pi,
-            dictionary=W,
-            activations=H,
-            objective=torch.stack(objective),
-            z=z,
-            target=target,
-            gain=g if self.learn_gain else None,
+    def init(self, observation: Observation, *, rng: torch.Generator) -> PEEMState:
+        """At the encoder's code."""
+        prior, power = observation.prior, observation.power
+        return PEEMState(
+            **noise_and_weights(observation, self.noise, self.mixing_weight, rng),
+            gain=torch.ones_like(power[..., 0]),
+            z=prior.initial_codes(power, observation.lips)[None],
         )
 
+    @unchecked
+    def step(
+        self, observation: Observation, state: PEEMState, *, rng: torch.Generator
+    ) -> PEEMState:
+        """Up the gradient, and one update each of H, W, g and pi."""
+        before = state.z
+        state = self.m_step(observation, *self.e_step(observation, state))
+        objective = sum_of_frames(self.log_joint(observation, state), observation.mask)
+        return replace(state, objective=objective, partial=before)
 
-def climb(target: Target, z: Codes, optimiser: Optimizer, steps: int) -> None:
-    """Move z, in place, by `steps` steps of its optimiser up the gradient of the target's log density."""
+    def e_step(self, observation: Observation, state: PEEMState) -> tuple[PEEMState, Drawn]:
+        """The mode, and rho there."""
+        target, z = posterior(observation, state), state.z.clone()
+        adam = climb(target, z, self.steps, self.learning_rate, state.adam)
+        sigma, w = weighted_draws(target, z)
+        state = replace(state, z=z, adam=adam, responsibilities=w.sum(1))
+        return state, Drawn(target, sigma, w)
+
+    def m_step(self, observation: Observation, state: PEEMState, drawn: Drawn) -> PEEMState:
+        """S19 at the mode."""
+        return maximise(self, observation, state, drawn)
+
+    def log_joint(self, observation: Observation, state: PEEMState) -> Tensor:
+        """log p(x_n, z_n)."""
+        return posterior(observation, state).log_density(state.z)[0]
+
+    @unchecked
+    def finish(
+        self, observation: Observation, state: PEEMState, *, rng: torch.Generator
+    ) -> Separation:
+        """S20 at the mode of a last E-step."""
+        return separation(self, observation, *self.e_step(observation, state))
+
+
+def posterior(observation: Observation, state: MCState) -> CollapsedTarget:
+    """p(z | x) at the present theta, up to a constant."""
+    noise = nmf_noise_variance(state.dictionary, state.activations)
+    prior, v, power = observation.prior, observation.v, observation.power
+    return CollapsedTarget(prior, v, power, noise, state.mixing_weight, state.gain)
+
+
+def climb(
+    target: Target, z: Codes, steps: int, learning_rate: float, memory: dict[str, Any] | None
+) -> dict[str, Any]:
+    """Move z, in place, by some steps of Adam up the gradient of the target's log density.
+
+    `memory` is what it remembers from its last call, and is left as it is; what it remembers now is returned.
+    """
+    adam: Optimizer = Adam([z], lr=learning_rate, fused=True, maximize=True)
+    if memory is not None:
+        adam.load_state_dict(copy.deepcopy(memory))
     for _ in range(steps):
         _, z.grad = value_and_grad(target, z)
-        optimiser.step()
+        adam.step()
+    return adam.state_dict()

@@ -131,21 +131,6 @@ def moves(
     return [kernel.step(target, state, rng=rng)]
 
 
-def stop_unless_finite(
-    objective: list[Tensor],
-    partial: Any,
-    scheme: str,
-    cure: str = "take a smaller step size, or a kernel that can reject",
-) -> None:
-    """Raise Divergence with what was drawn, naming the EM iteration, where the last objective is NaN or infinite.
-
-    `scheme` is its name in `SCHEMES`.
-    """
-    if not objective[-1].isfinite().all():
-        where = f"{scheme}: the objective is not finite in iteration {len(objective)}"
-        raise Divergence(f"{where}: {cure}", partial)
-
-
 def stop_if_diverged(chains: Chains, where: str | None = None) -> None:
     """Raise Divergence, naming the first such draw, where a log density is NaN or plus infinity."""
     bad = chains.log_density.isnan() | chains.log_density.isposinf()

@@ -1,4 +1,4 @@
-"""Variational EM with a Markov chain in its E-step. [Sadeghi2021] Appendix B, (31)-(45); slides S6, S22-S27
+"""Variational EM, the paper's inference at test time. [Sadeghi2021] Appendix B, (31)-(45); slides S6, S22-S27
 
 The posterior of x = s + b is approximated by r(s_n) r(z_n) r(alpha_n) (32). Each iteration updates, in turn,
 
@@ -12,7 +12,8 @@ at x, as if the mixture were speech, and r(alpha) even. When to use it: it is th
 weakness is (32): given x, s and z are anything but independent, so the Wiener filter of (35) attenuates too much.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -20,34 +21,28 @@ from torch import Tensor
 
 from pyro_avse.distributions import align_components
 from pyro_avse.inference.adaptation import Adaptation
+from pyro_avse.inference.em import EM, EMState, Observation, noise_and_weights
 from pyro_avse.inference.independence import guide_proposal
-from pyro_avse.inference.nmf import (
-    Dictionary,
-    is_nmf_cost,
-    is_nmf_update_H,
-    is_nmf_update_W,
-    normalise,
-)
+from pyro_avse.inference.nmf import is_nmf_cost, is_nmf_update_H, is_nmf_update_W, normalise
 from pyro_avse.inference.random_walk import RandomWalk
-from pyro_avse.inference.run import (
-    run_chains,
-    starting_codes,
-    stop_unless_finite,
-    sum_of_frames,
-    unchecked,
-)
+from pyro_avse.inference.run import run_chains, starting_codes, sum_of_frames, unchecked
 from pyro_avse.inference.settings import check_settings
-from pyro_avse.inference.target import MeanFieldTarget, expected_log_likelihood
+from pyro_avse.inference.target import (
+    CollapsedMeanFieldTarget,
+    MeanFieldTarget,
+    expected_log_likelihood,
+)
 from pyro_avse.inference.wiener import (
     average_speech_variance,
     averaged_wiener_filter,
     wiener_posterior,
 )
-from pyro_avse.models.nmf_noise import initial_factors, nmf_noise_variance
+from pyro_avse.models.mixture import update_mixing_weight
+from pyro_avse.models.nmf_noise import NoiseModel, nmf_noise_variance
 from pyro_avse.typing import (
+    Chains,
     Codes,
     FrameMask,
-    InputError,
     Kernel,
     MixingWeight,
     Power,
@@ -58,9 +53,31 @@ from pyro_avse.typing import (
 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class VEMState(EMState):
+    """r(s), r(z), r(alpha) and theta = {W, H, pi}."""
+
+    kernel: Kernel
+    """With the step sizes that adaptation found."""
+    m: Spectrum
+    """Mean of r(s)."""
+    nu: Power
+    """Variance of r(s)."""
+    gamma: Power
+    """Speech's variance, averaged over draws (34)."""
+    target: MeanFieldTarget | CollapsedMeanFieldTarget | None = None
+    """r(z), as the last E-step sampled it."""
+    chains: Chains | None = None
+
+    @property
+    def second_moment(self) -> Power:
+        """E|s|^2 = |m|^2 + nu under r(s)."""
+        return self.m.real.square() + self.m.imag.square() + self.nu
+
+
 @dataclass(frozen=True)
-class VEM:
-    """Settings of the algorithm of Appendix B: (32), S6, S22.
+class VEM(EM):
+    """Settings of the algorithm of Appendix B: (32), S6, S22. `objective` is (41).
 
     The defaults are the paper's and its authors' code's, but for `exponent`, where 1 is theirs and 1/2 ended better
     here (docs/RESULTS.md).
@@ -71,7 +88,7 @@ class VEM:
         warmup: steps thrown away in each E-step.
         draws: steps kept in each E-step, for each chain.
         chains: chains for each frame, started as `starting_codes` says.
-        rank: spectra in the noise dictionary W.
+        noise: what is assumed of W and H; it has no gain, and `noise.gain` is not looked at.
         adapt: how each frame's step size is found in the warm-ups; None: the kernel's own stays.
         mixing_weight: pi, held at this, one number a component; None: it starts even and is learned (44).
         exponent: of (42) and (43), in (0, 1].
@@ -79,12 +96,13 @@ class VEM:
             much over the ten before; None runs all iterations.
     """
 
+    name: ClassVar[str] = "vem"
     kernel: Kernel = field(default_factory=RandomWalk)
     iterations: int = 100
     warmup: int = 30
     draws: int = 10
     chains: int = 1
-    rank: int = 10
+    noise: NoiseModel = field(default_factory=NoiseModel)
     adapt: Adaptation | None = None
     mixing_weight: tuple[float, ...] | None = None
     exponent: float = 0.5
@@ -94,97 +112,107 @@ class VEM:
         check_settings(self)
 
     @unchecked
-    def __call__(
-        self,
-        prior: SpeechPrior,
-        mixture: Spectrum,
-        lips: Tensor | None = None,
-        *,
-        mask: FrameMask | None = None,
-        seed: int = 0,
-        dictionary: Dictionary | None = None,
-    ) -> Separation:
-        """Separate x (..., frame, freq) into speech and noise; `objective` is (41) per iteration and utterance.
+    def init(self, observation: Observation, *, rng: torch.Generator) -> VEMState:
+        """r(s) a point at x."""
+        prior, x, power = observation.prior, observation.x, observation.power
+        return VEMState(
+            **noise_and_weights(observation, self.noise, self.mixing_weight, rng),
+            z=starting_codes(prior, power, observation.lips, self.chains),
+            kernel=self.kernel,
+            m=x,
+            nu=torch.zeros_like(power),
+            gamma=power,
+        )
 
-        `dictionary`: where W starts, as another recording of the same noise left it; None: at random.
-        """
-        x = mixture
-        power = x.real.square() + x.imag.square()
-        rng = torch.Generator(device=x.device).manual_seed(seed)
-
-        W, H = initial_factors(power, self.rank, mask=mask, rng=rng)
-        if dictionary is not None:
-            W = dictionary.expand_as(W)
-        pi = initial_mixing_weight(prior, power, self.mixing_weight)
-        r = pi[..., None].expand(*pi.shape, power.shape[-2])
-        m, nu = x, torch.zeros_like(power)
-        z, kernel = starting_codes(prior, power, lips, self.chains), self.kernel
-        v = prior.visual_features(lips)
-        objective: list[Tensor] = []
-
-        for iteration in range(self.iterations):
-            # VE-z: (36)
-            second_moment = m.real.square() + m.imag.square() + nu
-            proposal = guide_proposal(kernel, prior, second_moment, lips, r)
-            target = MeanFieldTarget(prior, v, second_moment, r, proposal=proposal)
-            chains = run_chains(
-                kernel,
-                target,
-                z,
-                draws=self.draws,
-                warmup=self.warmup,
-                adapt=self.adapt,
-                seed=rng,
-                where=f"vem, iteration {iteration + 1}",
-            )
-            z, kernel = chains.state.z, chains.kernel
-            pooled = chains.draws.flatten(0, 1)
-            log_variance = prior.log_variance(pooled, v)
-            # VE-alpha: (40)
-            r = latent_responsibilities(prior, pooled, v, log_variance, second_moment, pi)
-            # VE-s: (34), (35)
-            gamma = average_speech_variance(log_variance, r)
-            m, nu = wiener_posterior(x, gamma, nmf_noise_variance(W, H))
-            # M: (42), (43), (44)
-            b = x - m
-            V = b.real.square() + b.imag.square() + nu
-            H = is_nmf_update_H(V, W, H, exponent=self.exponent)
-            W = is_nmf_update_W(V, W, H, exponent=self.exponent, mask=mask)
-            W, H = normalise(W, H)
-            if self.mixing_weight is None:
-                pi = update_mixing_weight(r, mask)
-
-            objective.append(vem_objective(V, W, H, r, pi, mask))
-            stop_unless_finite(objective, chains, "vem")
-            if self.tolerance is not None and converged(objective, self.tolerance, mask, power):
-                break
-
-        return Separation(
-            speech=averaged_wiener_filter(x, gamma, nmf_noise_variance(W, H)),
-            responsibilities=r,
-            mixing_weight=pi,
+    @unchecked
+    def step(self, observation: Observation, state: VEMState, *, rng: torch.Generator) -> VEMState:
+        """(36), (40), (34), (35), then (42), (43), (44)."""
+        state = self.e_step(observation, state, rng)
+        # VE-s: (35)
+        W, H, pi = state.dictionary, state.activations, state.mixing_weight
+        m, nu = wiener_posterior(observation.x, state.gamma, nmf_noise_variance(W, H))
+        # M: (42), (43), (44)
+        b = observation.x - m
+        V = b.real.square() + b.imag.square() + nu
+        H = is_nmf_update_H(V, W, H, exponent=self.exponent)
+        W = is_nmf_update_W(V, W, H, exponent=self.exponent, mask=observation.mask)
+        W, H = normalise(W, H)
+        if self.mixing_weight is None:
+            pi = update_mixing_weight(state.responsibilities, observation.mask)
+        objective = vem_objective(V, W, H, state.responsibilities, pi, observation.mask)
+        return replace(
+            state,
+            m=m,
+            nu=nu,
             dictionary=W,
             activations=H,
-            objective=torch.stack(objective),
-            z=z,
+            mixing_weight=pi,
+            iteration=state.iteration + 1,
+            objective=objective,
+        )
+
+    def e_step(self, observation: Observation, state: VEMState, rng: torch.Generator) -> VEMState:
+        """r(z), r(alpha), and gamma of r(s)."""
+        prior, v, r = observation.prior, observation.v, state.responsibilities
+        second_moment = state.second_moment
+        # VE-z: (36)
+        proposal = guide_proposal(state.kernel, prior, second_moment, observation.lips, r)
+        target = MeanFieldTarget(prior, v, second_moment, r, proposal=proposal)
+        state = self.sample(state, target, rng)
+        assert state.chains is not None
+        z = state.chains.draws.flatten(0, 1)
+        log_variance = prior.log_variance(z, v)
+        # VE-alpha: (40)
+        pi = state.mixing_weight
+        r = latent_responsibilities(prior, z, v, log_variance, second_moment, pi)
+        # VE-s: (34)
+        gamma = average_speech_variance(log_variance, r)
+        return replace(state, responsibilities=r, gamma=gamma)
+
+    def sample(
+        self,
+        state: VEMState,
+        target: MeanFieldTarget | CollapsedMeanFieldTarget,
+        rng: torch.Generator,
+    ) -> VEMState:
+        """The chains, moved on."""
+        chains = run_chains(
+            state.kernel,
+            target,
+            state.z,
+            draws=self.draws,
+            warmup=self.warmup,
+            adapt=self.adapt,
+            seed=rng,
+            where=f"{self.name}, iteration {state.iteration + 1}",
+        )
+        return replace(
+            state,
+            z=chains.state.z,
+            kernel=chains.kernel,
             target=target,
             chains=chains,
+            partial=chains,
         )
 
-
-def initial_mixing_weight(
-    prior: SpeechPrior, power: Power, held: tuple[float, ...] | None
-) -> MixingWeight:
-    """pi, (component, ...): even, or what it is held at. Raises InputError where that is no distribution."""
-    K = prior.num_components
-    pi = [1 / K] * K if held is None else list(held)
-    if len(pi) != K or min(pi) < 0 or abs(sum(pi) - 1) > 1e-6:
-        raise InputError(
-            f"mixing_weight is {held}: give {K} numbers of 0 or more that sum to 1 for "
-            f"{type(prior).__name__}"
+    @unchecked
+    def finish(
+        self, observation: Observation, state: VEMState, *, rng: torch.Generator
+    ) -> Separation:
+        """(45), by the draws of the last E-step."""
+        W, H = state.dictionary, state.activations
+        assert state.target is not None
+        return Separation(
+            speech=averaged_wiener_filter(observation.x, state.gamma, nmf_noise_variance(W, H)),
+            responsibilities=state.responsibilities,
+            mixing_weight=state.mixing_weight,
+            dictionary=W,
+            activations=H,
+            objective=state.objective[None],
+            z=state.z,
+            target=state.target,
+            chains=state.chains,
         )
-    utterances = power.shape[:-2]
-    return power.new_tensor(pi).reshape(K, *[1] * len(utterances)).expand(K, *utterances)
 
 
 def latent_responsibilities(
@@ -210,15 +238,6 @@ def latent_responsibilities(
     return torch.softmax(log_pi + log_joint, dim=0)
 
 
-def update_mixing_weight(
-    responsibilities: Responsibilities, mask: FrameMask | None = None
-) -> MixingWeight:
-    """pi = mean over the frames of r(alpha_n), padding left out. [Sadeghi2021] (44)"""
-    if mask is None:
-        return responsibilities.mean(-1)
-    return torch.where(mask, responsibilities, 0).sum(-1) / mask.sum(-1)
-
-
 def vem_objective(
     V: Power,
     W: Tensor,
@@ -236,19 +255,3 @@ def vem_objective(
     )  # may underflow before r does
     prior_terms = torch.xlogy(responsibilities, pi[..., None]).sum(0)
     return sum_of_frames(prior_terms, mask) - is_nmf_cost(V, W, H, mask)
-
-
-def converged(
-    objective: list[Float[Tensor, "*utterance"]],
-    tolerance: float,
-    mask: FrameMask | None,
-    power: Power,
-    window: int = 10,
-) -> bool:
-    """Whether no utterance's mean objective of the last `window` iterations gained `tolerance` a coefficient."""
-    if len(objective) % window or len(objective) < 2 * window:
-        return False
-    frames = power.shape[-2] if mask is None else mask.sum(-1)
-    recent = torch.stack(objective[-2 * window :]).unflatten(0, (2, window)).mean(1)
-    gain = (recent[1] - recent[0]) / (frames * power.shape[-1])
-    return bool((gain < tolerance).all())

@@ -7,6 +7,8 @@ itself. Time runs down here, so W is (rank, freq), H (frame, rank) and the produ
 """
 
 import math
+from dataclasses import dataclass
+from typing import Literal
 
 import pyro
 import torch
@@ -38,11 +40,25 @@ def nmf_noise(
         return pyro.sample("b", ComplexNormal(0, variance.log()).to_event(1))
 
 
+@dataclass(frozen=True)
+class NoiseModel:
+    """What is assumed of the noise, and of speech's level, before the recording is seen.
+
+    Attributes:
+        rank: spectra in W.
+        gain: what g_n of (S17) is: one number a "frame", or 1 ("none").
+        stationary: W H starts as the noise that is always there, `stationary_spectrum`; else as loud as the mixture.
+    """
+
+    rank: int = 10
+    gain: Literal["frame", "none"] = "frame"
+    stationary: bool = False
+
+
 def initial_factors(
     power: Power,
-    rank: int,
+    noise: NoiseModel,
     *,
-    stationary: bool = False,
     mask: FrameMask | None = None,
     rng: torch.Generator,
 ) -> tuple[Float[Tensor, "*utterance rank freq"], Float[Tensor, "*utterance frame rank"]]:
@@ -54,9 +70,10 @@ def initial_factors(
     frequency, on average as loud as the noise that is always there, `stationary_spectrum`.
     """
     *utterances, frames, freqs = power.shape
+    rank = noise.rank
     W = power.new_empty(*utterances, rank, freqs).uniform_(generator=rng)
     H = power.new_empty(*utterances, frames, rank).uniform_(generator=rng)
-    if stationary:  # a product of two uniform numbers is 1/4 on average
+    if noise.stationary:  # a product of two uniform numbers is 1/4 on average
         W = W * (stationary_spectrum(power, mask)[..., None, :] / (0.25 * rank))
         H = H * W.sum(-1)[..., None, :]
     else:
