@@ -31,30 +31,24 @@ from pyro.infer import TraceEnum_ELBO, TraceMeanField_ELBO
 from torch import Tensor
 
 from pyro_avse.distributions import unchecked_normal
-from pyro_avse.inference.em import EM, Observation, noise_and_weights
-from pyro_avse.inference.mcem import (
+from pyro_avse.inference.em import EM, Observation, heard_where_unseen
+from pyro_avse.inference.monte_carlo import (
     Drawn,
-    Draws,
     MCState,
     finite_where_idle,
+    initial_theta,
     maximise,
+    posterior,
     separation,
 )
 from pyro_avse.inference.nuts import WithoutIdle, pyro_session
 from pyro_avse.inference.run import sum_of_frames, unchecked
 from pyro_avse.inference.settings import check_settings
 from pyro_avse.inference.target import CollapsedTarget
-from pyro_avse.models.nmf_noise import NoiseModel, nmf_noise_variance
+from pyro_avse.inference.wiener import Draws
+from pyro_avse.models.nmf_noise import NoiseModel
 from pyro_avse.models.noisy_speech import noisy_speech
-from pyro_avse.typing import (
-    FrameMask,
-    MixingWeight,
-    Power,
-    Responsibilities,
-    Separation,
-    Spectrum,
-    SpeechPrior,
-)
+from pyro_avse.typing import Power, Responsibilities, Separation, SpeechPrior
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,8 +92,7 @@ class AmortisedVEM(EM):
         z = prior.encode(power, lips).mean
         encoders = Encoders(prior, power, lips, self.learning_rate)
         return AmortisedState(
-            **noise_and_weights(observation, self.noise, self.mixing_weight, rng),
-            gain=torch.ones_like(power[..., 0]),
+            **initial_theta(self, observation, rng),
             z=z[:1].expand(1, *power.shape[:-1], prior.latent_dim),
             encoders=encoders,
         )
@@ -116,15 +109,13 @@ class AmortisedVEM(EM):
         self, observation: Observation, state: AmortisedState, rng: torch.Generator
     ) -> "Encoders":
         """psi: a copy of the encoders, moved on."""
-        encoders, g = copy.deepcopy(state.encoders), state.gain
-        noise = nmf_noise_variance(state.dictionary, state.activations)
-        in_units_of_g = (observation.x / g.sqrt()[..., None], observation.v, noise / g[..., None])
-        at = (state.mixing_weight, state.responsibilities, observation.mask)
-        device = observation.x.device
+        encoders, device = copy.deepcopy(state.encoders), observation.x.device
+        target = posterior(observation, state)
         number = torch.randint(2**62, (), generator=rng, device=device)
         with pyro_session(int(number), device=device):
             for _ in range(self.steps):
-                encoders.step(encoders.loss(observation.prior, *in_units_of_g, *at))
+                loss = encoders.loss(observation, target, state.responsibilities)
+                encoders.step(loss)
         return encoders
 
     def e_step(
@@ -135,10 +126,9 @@ class AmortisedVEM(EM):
         rng: torch.Generator,
     ) -> tuple[AmortisedState, Drawn]:
         """r by draws of q, and F."""
-        noise = nmf_noise_variance(state.dictionary, state.activations)
-        prior, v, power = observation.prior, observation.v, observation.power
-        target = CollapsedTarget(prior, v, power, noise, state.mixing_weight, state.gain)
-        q = state.encoders()
+        target, q = posterior(observation, state), state.encoders()
+        if observation.lips_mask is not None:
+            q = heard_where_unseen(observation, q)
         z, sigma, log_weight = draw_components(target, q, draws, rng)
         r = torch.softmax(log_weight, 0)
         w = (r / sigma.shape[1])[:, None].expand(sigma.shape[:-1])
@@ -191,25 +181,28 @@ class Encoders:
 
     @torch.enable_grad()
     def loss(
-        self,
-        prior: SpeechPrior,
-        mixture: Spectrum,
-        lips: Tensor | None,
-        noise_variance: Power,
-        mixing_weight: MixingWeight,
-        responsibilities: Responsibilities,
-        mask: FrameMask | None,
+        self, observation: Observation, target: CollapsedTarget, responsibilities: Responsibilities
     ) -> Tensor:
         """Minus the ELBO of `noisy_speech` and this guide, summed over the utterances, by one draw a component."""
-        frames, heard = mixture.shape[:-1], cast(SpeechPrior, WithoutIdle(prior, mixing_weight))
+        frames, mask = observation.x.shape[:-1], observation.mask
 
         def model() -> None:
+            heard = cast(SpeechPrior, WithoutIdle(target.prior, target.mixing_weight))
             noisy_speech(
-                heard, mixture, lips, noise_variance, mixing_weight=mixing_weight, mask=mask
+                heard,
+                observation.x,
+                target.lips,
+                target.noise_variance,
+                mixing_weight=target.mixing_weight,
+                gain=target.gain,
+                log_response=target.log_response,
+                mask=mask,
             )
 
         def guide() -> None:
             q = self()
+            if observation.lips_mask is not None:
+                q = heard_where_unseen(observation, q)
             with ExitStack() as plates:
                 for dim, size in enumerate(reversed(frames), start=1):
                     name = "frame" if dim == 1 else f"utterance_{dim - 1}"
@@ -225,7 +218,7 @@ class Encoders:
                     pyro.sample("z", Normal(q.mean, q.stddev).to_event(1))
 
         elbo = TraceMeanField_ELBO()
-        if prior.num_components > 1:
+        if target.prior.num_components > 1:
             elbo = TraceEnum_ELBO(max_plate_nesting=len(frames))
         return elbo.differentiable_loss(model, guide)
 

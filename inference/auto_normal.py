@@ -12,8 +12,9 @@ When to use it: to see what a Gaussian per frame misses. Cheaper than chains whe
 to a posterior of two modes: it fits one of them, and its variance is then too small.
 """
 
-from dataclasses import dataclass, field
-from typing import Any, cast
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import cast
 
 import pyro
 import torch
@@ -24,11 +25,11 @@ from pyro.infer.autoguide import init_to_value
 from torch import Tensor
 
 from pyro_avse.errors import Divergence
-from pyro_avse.inference.mcem import MCEM, monte_carlo_wiener, weighted_draws
-from pyro_avse.inference.nuts import held_gain, held_programs, pyro_session
+from pyro_avse.inference.mcem import MCEM
+from pyro_avse.inference.monte_carlo import weighted_draws
+from pyro_avse.inference.nuts import held_filter, held_programs, pyro_session
 from pyro_avse.inference.settings import check_settings
 from pyro_avse.inference.target import CollapsedTarget
-from pyro_avse.models.noisy_speech import noisy_speech
 from pyro_avse.typing import FrameMask, Separation, Spectrum, SpeechPrior
 
 
@@ -60,6 +61,7 @@ class AutoNormal:
         lips: Tensor | None = None,
         *,
         mask: FrameMask | None = None,
+        lips_mask: FrameMask | None = None,
         seed: int = 0,
     ) -> Separation:
         """Separate x (..., frame, freq); `objective` is the ELBO of every step by its one draw, `z` the mean of q.
@@ -67,44 +69,34 @@ class AutoNormal:
         Raises:
             Divergence: the ELBO became NaN or infinite; its `partial` holds MCEM's chains.
         """
-        held = self.mcem(prior, mixture, lips, mask=mask, seed=seed)
+        held = self.mcem(prior, mixture, lips, mask=mask, lips_mask=lips_mask, seed=seed)
         z = held.z[:1].clone()
         draws = z.repeat(self.draws, *[1] * (z.dim() - 1))
         utterances = mixture.shape[:-2]
         objective = held.objective.new_zeros(self.steps, *utterances)
-        jacobian = held_gain(held).log() * mixture.shape[-1]
-        for utterance, frames, program in held_programs(prior, mixture, held, mask):
+        for utterance, frames, program in held_programs(mixture, held, mask):
             with pyro_session(seed, *utterance, device=mixture.device):
                 elbo, mean, drawn = self._fit(program, z[0][utterance][frames], held)
             z[0][utterance][frames] = mean
             draws[(slice(None), *utterance)][:, frames] = drawn
-            objective[(slice(None), *utterance)] = elbo - jacobian[utterance][frames].sum()
+            objective[(slice(None), *utterance)] = elbo
 
         with torch.no_grad():
-            target = cast(CollapsedTarget, held.target)
-            sigma, w = weighted_draws(target, draws)
-            W, H = held.dictionary, held.activations
-            return Separation(
-                speech=monte_carlo_wiener(mixture, sigma, w, W, H, held_gain(held)),
+            sigma, w = weighted_draws(cast(CollapsedTarget, held.target), draws)
+            return replace(
+                held,
+                speech=held_filter(mixture, held, sigma, w),
                 responsibilities=w.sum(1),
-                mixing_weight=held.mixing_weight,
-                dictionary=W,
-                activations=H,
                 objective=objective,
                 z=z,
-                target=target,
-                gain=held.gain,
+                chains=None,
+                chains_disagree=None,
             )
 
     def _fit(
-        self, program: tuple[Any, ...], start: Tensor, held: Separation
+        self, model: Callable[[], None], start: Tensor, held: Separation
     ) -> tuple[Tensor, Tensor, Tensor]:
         """ELBO of every step, the guide's mean (frame, latent), and draws of it (draw, frame, latent)."""
-        *args, pi = program
-
-        def model() -> None:
-            noisy_speech(*args, mixing_weight=pi)
-
         elbo = TraceEnum_ELBO(max_plate_nesting=1, strict_enumeration_warning=False)
         rise = []
         # The guide's numbers are parameters of a module of its own, never of the param store.

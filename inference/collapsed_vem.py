@@ -17,7 +17,7 @@ from typing import ClassVar
 
 import torch
 
-from pyro_avse.inference.em import Observation
+from pyro_avse.inference.em import Observation, encode, frame_weight
 from pyro_avse.inference.independence import guide_proposal
 from pyro_avse.inference.target import CollapsedMeanFieldTarget
 from pyro_avse.inference.vem import VEM, VEMState
@@ -34,10 +34,9 @@ class CollapsedVEM(VEM):
         prior, v = observation.prior, observation.v
         second_moment, r = state.second_moment, state.responsibilities
         # VE-(z, alpha)
-        proposal = guide_proposal(state.kernel, prior, second_moment, observation.lips, r)
-        target = CollapsedMeanFieldTarget(
-            prior, v, second_moment, state.mixing_weight, proposal=proposal
-        )
+        proposal = guide_proposal(state.kernel, lambda: encode(observation, second_moment), r)
+        pi = frame_weight(observation, state.mixing_weight)
+        target = CollapsedMeanFieldTarget(prior, v, second_moment, pi, proposal=proposal)
         state = self.sample(state, target, rng)
         assert state.chains is not None
         z = state.chains.draws.flatten(0, 1)

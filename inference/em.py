@@ -17,8 +17,10 @@ from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
+from pyro.distributions import Independent
 from torch import Tensor
 
+from pyro_avse.distributions import unchecked_normal
 from pyro_avse.errors import Divergence
 from pyro_avse.inference.nmf import Activations, Dictionary
 from pyro_avse.inference.run import unchecked
@@ -49,8 +51,19 @@ class Observation:
     v: Tensor | None
     """`prior.visual_features` of them, for prior and decoder."""
     mask: FrameMask | None = None
+    lips_mask: FrameMask | None = None
+    """False where a frame has no picture: it is enhanced by its sound alone."""
     dictionary: Dictionary | None = None
     """Where W starts, as another recording of the same noise left it; None: as the noise model says."""
+
+    @property
+    def informed(self) -> FrameMask | None:
+        """The frames whose r(alpha_n) says something of pi: not padding, nor, where components look at the lips, those
+        without a picture.
+        """
+        if self.lips_mask is None or not any(self.prior.components_see):
+            return self.mask
+        return self.lips_mask if self.mask is None else self.lips_mask & self.mask
 
 
 @unchecked
@@ -60,12 +73,25 @@ def observe(
     lips: Tensor | None = None,
     *,
     mask: FrameMask | None = None,
+    lips_mask: FrameMask | None = None,
     dictionary: Dictionary | None = None,
 ) -> Observation:
-    """A mixture x (..., frame, freq) and its lips, with what is computed of them once."""
+    """A mixture x (..., frame, freq) and its lips, with what is computed of them once.
+
+    Raises InputError for frames without a picture under a prior that cannot do without.
+    """
     power = mixture.real.square() + mixture.imag.square()
+    if lips is None or not prior.uses_lips:
+        lips_mask = None
+    if lips_mask is not None and prior.requires_lips:
+        missing = int((~lips_mask if mask is None else ~lips_mask & mask).sum())
+        if missing:
+            raise InputError(
+                f"lips_mask leaves {missing} frames without a picture, and this model needs one in each: take "
+                "a_vae, min_vae_v2, min_vae_v3 or vae_mm, or give the lips there"
+            )
     v = prior.visual_features(lips)
-    return Observation(prior, mixture, power, lips, v, mask, dictionary)
+    return Observation(prior, mixture, power, lips, v, mask, lips_mask, dictionary)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +141,7 @@ class EM(ABC):
         lips: Tensor | None = None,
         *,
         mask: FrameMask | None = None,
+        lips_mask: FrameMask | None = None,
         seed: int = 0,
         dictionary: Dictionary | None = None,
         progress: Callable[[Any], None] | None = None,
@@ -122,6 +149,8 @@ class EM(ABC):
         """Separate x (..., frame, freq) into speech and noise.
 
         Args:
+            mask: (..., frame), False where padding is.
+            lips_mask: (..., frame), False where a frame has no picture.
             seed: of every draw.
             dictionary: where W starts, (rank, freq) or with utterance axes.
             progress: called with the state after every step.
@@ -130,7 +159,9 @@ class EM(ABC):
             Divergence: an objective or a chain's log density became NaN or infinite.
             InputError: lips or settings that do not suit the prior.
         """
-        observation = observe(prior, mixture, lips, mask=mask, dictionary=dictionary)
+        observation = observe(
+            prior, mixture, lips, mask=mask, lips_mask=lips_mask, dictionary=dictionary
+        )
         rng = torch.Generator(device=mixture.device).manual_seed(seed)
         return run(self, observation, rng=rng, progress=progress)
 
@@ -182,14 +213,17 @@ def noise_and_weights(
     noise: NoiseModel,
     mixing_weight: tuple[float, ...] | None,
     rng: torch.Generator,
-) -> dict[str, Tensor]:
+) -> dict[str, Any]:
     """What every scheme starts with, by the names of `EMState`: W, H, pi, r(alpha_n) = pi, no objective yet."""
     power = observation.power
     W, H = initial_factors(power, noise, mask=observation.mask, rng=rng)
     if observation.dictionary is not None:
         W = observation.dictionary.expand_as(W)
     pi = initial_mixing_weight(observation.prior, power, mixing_weight)
-    r = pi[..., None].expand(*pi.shape, power.shape[-2])
+    r = frame_weight(observation, pi)
+    if r.dim() == pi.dim():
+        r = pi[..., None]
+    r = r.expand(*pi.shape, power.shape[-2])
     none_yet = power.new_full(power.shape[:-2], torch.nan)
     return {
         "dictionary": W,
@@ -208,8 +242,59 @@ def initial_mixing_weight(
     pi = [1 / K] * K if held is None else list(held)
     if len(pi) != K or min(pi) < 0 or abs(sum(pi) - 1) > 1e-6:
         raise InputError(
-            f"mixing_weight is {held}: give {K} numbers of 0 or more that sum to 1 for "
-            f"{type(prior).__name__}"
+            f"mixing_weight is {held}: give {K} numbers of 0 or more that sum to 1, one a component"
         )
     utterances = power.shape[:-2]
     return power.new_tensor(pi).reshape(K, *[1] * len(utterances)).expand(K, *utterances)
+
+
+def frame_weight(
+    observation: Observation, mixing_weight: MixingWeight
+) -> MixingWeight | Responsibilities:
+    """pi as a frame has it: without a picture, the components that look at the lips have none of it.
+
+    (component, ...) where all frames have one, else (component, ..., frame).
+    """
+    sees = observation.prior.components_see
+    if observation.lips_mask is None or not any(sees):
+        return mixing_weight
+    blind = mixing_weight.new_tensor([not see for see in sees])
+    blind = blind.reshape(-1, *[1] * (mixing_weight.dim() - 1)) * mixing_weight
+    blind = blind / blind.sum(0).clamp_min(torch.finfo(blind.dtype).tiny)
+    return torch.where(observation.lips_mask, mixing_weight[..., None], blind[..., None])
+
+
+def encode(observation: Observation, power: Power) -> Independent:
+    """q(z_n | s_n, v_n, alpha_n = k) at speech of that power; without a picture, of all components that which hears."""
+    q = observation.prior.encode(power, observation.lips)
+    return q if observation.lips_mask is None else heard_where_unseen(observation, q)
+
+
+def heard_where_unseen(observation: Observation, q: Independent) -> Independent:
+    """q with component 0's, which is audio, in all frames without a picture."""
+    seen = observation.lips_mask
+    assert seen is not None
+    mean, scale = (torch.where(seen[..., None], p, p[:1]) for p in (q.mean, q.stddev))
+    return unchecked_normal(mean, scale)
+
+
+def starting_codes(
+    observation: Observation, chains: int
+) -> Float[Tensor, "chain *utterance frame latent"]:
+    """Where chains start: one at `initial_codes`, more of them overdispersed [Gelman and Rubin 1992].
+
+    That is, at the means of the mixture's encoders in turn, the last component's first. With one component, or without
+    the lips that one of them looks at, all start at `initial_codes`; and in frames without a picture where they would
+    if there were no lips at all.
+    """
+    prior, power, lips = observation.prior, observation.power, observation.lips
+    if chains == 1 or prior.num_components == 1 or (prior.uses_lips and lips is None):
+        start = prior.initial_codes(power, lips)
+        start = start.expand(chains, *start.shape)
+    else:
+        means = prior.encode(power, lips).mean
+        start = torch.stack([means[-1 - chain % len(means)] for chain in range(chains)])
+    if observation.lips_mask is None:
+        return start
+    alone = getattr(prior, "without_lips", prior).initial_codes(power, None)
+    return torch.where(observation.lips_mask[..., None], start, alone)

@@ -25,11 +25,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pyro_avse.inference.em import Observation
-from pyro_avse.inference.mcem import Drawn, maximise, weighted_draws
-from pyro_avse.inference.peem import PEEM, PEEMState, climb, posterior
+from pyro_avse.inference.monte_carlo import Drawn, posterior, separation, weighted_draws
+from pyro_avse.inference.peem import PEEM, PEEMState, climb
 from pyro_avse.inference.run import unchecked
 from pyro_avse.inference.target import CollapsedTarget, zero_where_idle
-from pyro_avse.typing import InputError
+from pyro_avse.typing import InputError, Separation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +60,8 @@ class GPEEM(PEEM):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.noise.gain != "none":  # its gains are moved with z, and have a prior of their own
+            object.__setattr__(self, "noise", replace(self.noise, gain="none", response=0))
         if not (self.gain_shape >= 1 and self.gain_rate > 0):
             raise InputError(
                 f"gain_shape is {self.gain_shape}, gain_rate {self.gain_rate}: give a shape of 1 or more, for the "
@@ -85,13 +87,6 @@ class GPEEM(PEEM):
         state = replace(state, y=y, z=z, gain=g, adam=adam, responsibilities=w.sum(1))
         return state, Drawn(collapsed, sigma, w)
 
-    def m_step(  # type: ignore[override]
-        self, observation: Observation, state: GPEEMState, drawn: Drawn
-    ) -> GPEEMState:
-        """W, H and pi; the gain stays as it is."""
-        held = replace(self, noise=replace(self.noise, gain="none"))
-        return maximise(held, observation, state, drawn)
-
     def log_joint(self, observation: Observation, state: GPEEMState) -> Tensor:  # type: ignore[override]
         """log p(x_n, z_n, g_n)."""
         return self.joint(observation, state).log_density(state.y)[0]
@@ -100,6 +95,14 @@ class GPEEM(PEEM):
         """p(x, z, g) at the present W, H and pi, of y."""
         collapsed = replace(posterior(observation, state), gain=None)
         return GainTarget(collapsed, self.gain_shape, self.gain_rate)
+
+    @unchecked
+    def finish(  # type: ignore[override]
+        self, observation: Observation, state: GPEEMState, *, rng: torch.Generator
+    ) -> Separation:
+        """S20 at the mode of a last E-step."""
+        state, drawn = self.e_step(observation, state)
+        return replace(separation(self, observation, state, drawn), gain=state.gain)
 
 
 @dataclass(frozen=True)

@@ -30,20 +30,20 @@ from pyro.distributions import Independent, Normal
 from torch import Tensor
 
 from pyro_avse.distributions import align_components
-from pyro_avse.inference.em import EM, Observation, noise_and_weights
-from pyro_avse.inference.mcem import (
+from pyro_avse.inference.em import EM, Observation, encode, frame_weight, starting_codes
+from pyro_avse.inference.monte_carlo import (
     Drawn,
     MCState,
-    Weights,
     finite_where_idle,
+    initial_theta,
     maximise,
-    monte_carlo_speech_power,
+    posterior,
     separation,
 )
 from pyro_avse.inference.run import sum_of_frames, unchecked
 from pyro_avse.inference.settings import check_settings
-from pyro_avse.inference.target import CollapsedTarget
-from pyro_avse.models.nmf_noise import NoiseModel, nmf_noise_variance
+from pyro_avse.inference.wiener import Weights, monte_carlo_speech_power
+from pyro_avse.models.nmf_noise import NoiseModel
 from pyro_avse.typing import (
     InputError,
     MixingWeight,
@@ -109,13 +109,8 @@ class Importance(EM):
     @unchecked
     def init(self, observation: Observation, *, rng: torch.Generator) -> ImportanceState:
         """The encoders are first asked about the mixture."""
-        prior, power = observation.prior, observation.power
-        return ImportanceState(
-            **noise_and_weights(observation, self.noise, self.mixing_weight, rng),
-            gain=torch.ones_like(power[..., 0]),
-            z=prior.initial_codes(power, observation.lips)[None],
-            speech_power=power,
-        )
+        theta, z = initial_theta(self, observation, rng), starting_codes(observation, 1)
+        return ImportanceState(**theta, z=z, speech_power=observation.power)
 
     @unchecked
     def step(
@@ -133,21 +128,23 @@ class Importance(EM):
     ) -> tuple[ImportanceState, Drawn]:
         """Draws of q, and their weights."""
         prior, power, v = observation.prior, observation.power, observation.v
-        W, H, g, pi = state.dictionary, state.activations, state.gain, state.mixing_weight
+        W, H, g = state.dictionary, state.activations, state.gain
+        guide = encode(observation, state.speech_power / g[..., None])
+        pi = frame_weight(observation, state.mixing_weight)
         r = state.responsibilities
-        heard = state.speech_power / g[..., None]
-        q = guide_mixture(prior, heard, observation.lips, v, r, pi, self.widening, self.defensive)
+        q = guide_mixture(guide, prior, v, r, pi, self.widening, self.defensive)
         z = q.sample(draws, rng=rng)
-        target = CollapsedTarget(prior, v, power, nmf_noise_variance(W, H), pi, g)
+        target = posterior(observation, state)
         log_variance = prior.log_variance(z, v)
         log_joint = target.component_log_joint(z, log_variance)
         w, log_evidence = importance_weights(log_joint, q.log_prob(z))
         sigma = finite_where_idle(log_variance.exp(), w)
+        heard = monte_carlo_speech_power(power, state.heard(sigma), w, W, H, g)
         state = replace(
             state,
             z=(w.sum(0)[..., None] * z).sum(0)[None],
             responsibilities=w.sum(1),
-            speech_power=monte_carlo_speech_power(power, sigma, w, W, H, g),
+            speech_power=heard,
             objective=sum_of_frames(log_evidence, observation.mask),
             partial=z,
         )
@@ -205,20 +202,20 @@ class GaussianMixture:
 
 
 def guide_mixture(
+    guide: Independent,
     prior: SpeechPrior,
-    power: Power,
-    lips: Tensor | None,
     features: Tensor | None,
     responsibilities: Responsibilities,
-    mixing_weight: MixingWeight,
+    mixing_weight: MixingWeight | Responsibilities,
     widening: float,
     defensive: float,
 ) -> GaussianMixture:
-    """q(z_n): the encoders at speech of that power, widened, and the prior; 2 K parts."""
-    r = responsibilities
+    """q(z_n): the encoders' `guide` (component, ..., frame), widened, and the prior; 2 K parts."""
+    r, pi = responsibilities, mixing_weight
     shape = (*r.shape, prior.latent_dim)
-    q, p = prior.encode(power, lips), align_components(prior.latent_prior(features), r.dim())
-    weights = torch.cat([(1 - defensive) * r, defensive * mixing_weight[..., None].expand_as(r)])
+    q, p = guide, align_components(prior.latent_prior(features), r.dim())
+    pi = (pi if pi.dim() == r.dim() else pi[..., None]).expand_as(r)
+    weights = torch.cat([(1 - defensive) * r, defensive * pi])
     return GaussianMixture(
         log_weights=weights.log(),
         mean=torch.cat([q.mean.expand(shape), p.mean.expand(shape)]),

@@ -6,6 +6,7 @@ When to use it: with a guide q close to the posterior, such as an encoder's q(z|
 are then nearly independent. q must be wider than the posterior: where it is narrower a chain gets stuck in p's tails.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -16,7 +17,10 @@ from torch import Tensor
 from pyro_avse.distributions import unchecked_normal
 from pyro_avse.inference.metropolis import accept_or_reject
 from pyro_avse.inference.target import require
-from pyro_avse.typing import Info, Kernel, Power, Responsibilities, SpeechPrior, State, Target
+from pyro_avse.typing import Info, Kernel, Responsibilities, State, Target
+
+WIDENING = 2.0
+"""How much wider than the guide its proposal is."""
 
 
 @dataclass(frozen=True)
@@ -46,21 +50,16 @@ class Independence:
 
 
 def guide_proposal(
-    kernel: Kernel,
-    prior: SpeechPrior,
-    power: Power,
-    lips: Tensor | None,
-    responsibilities: Responsibilities,
-    *,
-    widening: float = 2.0,
+    kernel: Kernel, guide: Callable[[], Independent], responsibilities: Responsibilities
 ) -> Independent | None:
-    """The guide sum_k r_k q(z_n | s_n, k) at speech of that power, as one Normal: batch (..., frame), event (latent,).
+    """The guide sum_k r_k q(z_n | s_n, k) as one Normal: batch (..., frame), event (latent,).
 
-    It has the mixture's mean and `widening` times its standard deviation. None for a kernel that does not ask.
+    It has the mixture's mean and `WIDENING` times its standard deviation. `guide` gives q, (component, ..., frame); it
+    is not called, and the result None, for a kernel that does not ask.
     """
     if not getattr(kernel, "uses_guide", False):
         return None
-    q, r = prior.encode(power, lips), responsibilities[..., None]
+    q, r = guide(), responsibilities[..., None]
     mean = (r * q.mean).sum(0)
     variance = (r * (q.variance + (q.mean - mean).square())).sum(0)
-    return unchecked_normal(mean, widening * variance.sqrt())
+    return unchecked_normal(mean, WIDENING * variance.sqrt())

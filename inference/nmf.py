@@ -5,12 +5,20 @@ power. For each factor the cost is majorised by phi h_old^2 / h + psi h. Exponen
 bound, exponent 1 (the paper's) to its other point of equal height: neither ever raises the cost, provided that W H is
 computed anew between W and H. From a stale W H, exponent 1 oscillates.
 
+Under a prior on H (`NoiseModel`, lambda > 0) the bound gains lambda (h_n / h_n-1 + h_n-1 / h_n - 2) for each step, and
+its minimum in one h_kn, its neighbours held, is
+
+    h_kn^2 = (phi_kn h_old^2 + lambda (h_k,n-1 + h_k,n+1)) / (psi_kn + lambda (1 / h_k,n-1 + 1 / h_k,n+1))
+
+Frames with odd numbers have neighbours with even ones, so that half of H moves at a time (`smooth_activations`).
+
 Time runs down: W is (rank, freq), H (frame, rank), W H is H @ W.
 """
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import pad
 
 from pyro_avse.models.nmf_noise import nmf_noise_variance
 from pyro_avse.typing import FrameMask, Power
@@ -18,6 +26,9 @@ from pyro_avse.typing import FrameMask, Power
 Dictionary = Float[Tensor, "*utterance rank freq"]
 Activations = Float[Tensor, "*utterance frame rank"]
 
+SWEEPS = 10
+"""Over the even and the odd frames, in an update of H under a prior: each lowers the bound, more come nearer to its
+minimum."""
 FACTOR_FLOOR = 1e-12
 """Factors stay above this: at zero a multiplicative update could never raise them again."""
 
@@ -30,12 +41,58 @@ def is_nmf_cost(
     return _keep(V / WH + WH.log(), mask).sum((-2, -1))
 
 
-def is_nmf_update_H(V: Power, W: Dictionary, H: Activations, *, exponent: float) -> Activations:
-    """H <- H * [W^T (V (W H)^-2) / W^T (W H)^-1]^exponent. [Sadeghi2021] (42)"""
+def is_nmf_update_H(
+    V: Power,
+    W: Dictionary,
+    H: Activations,
+    *,
+    exponent: float,
+    smoothness: float = 0.0,
+    mask: FrameMask | None = None,
+) -> Activations:
+    """H <- H * [W^T (V (W H)^-2) / W^T (W H)^-1]^exponent. [Sadeghi2021] (42); smooth along the frames of `mask`."""
     WH = nmf_noise_variance(W, H)
     up = (V / WH.square()) @ W.mT
     down = WH.reciprocal() @ W.mT
+    return update_activations(up, down, H, exponent, smoothness, mask)
+
+
+def update_activations(
+    up: Activations,
+    down: Activations,
+    H: Activations,
+    exponent: float,
+    smoothness: float,
+    mask: FrameMask | None,
+) -> Activations:
+    """H <- H * [up / down]^exponent; under a prior, which has no exponent, its update."""
+    if smoothness:
+        return smooth_activations(up * H.square(), down, H, smoothness, mask)
     return (H * (up / down).pow(exponent)).clamp_min(FACTOR_FLOOR)
+
+
+def smooth_activations(
+    phi: Activations, psi: Activations, H: Activations, smoothness: float, mask: FrameMask | None
+) -> Activations:
+    """Lower sum_n phi_n / h_n + psi_n h_n + lambda (h_n / h_n-1 + h_n-1 / h_n), exactly in the even or the odd frames
+    at a time. A step to or from padding costs nothing.
+    """
+    frames = H.shape[-2]
+    link = torch.full_like(H[..., :1], smoothness)  # from the frame before
+    link[..., 0, :] = 0
+    if mask is not None:
+        link[..., 1:, :] *= (mask[..., 1:] & mask[..., :-1])[..., None]
+    link = pad(link, (0, 0, 0, 1))
+    h = pad(H, (0, 0, 1, 1), value=1.0)
+    halves = [(slice(k, frames, 2), slice(k + 1, frames + 1, 2)) for k in (0, 1) if k < frames]
+    for _ in range(SWEEPS):
+        for own, after in halves:
+            last, coming = h[..., own, :], h[..., after.start + 1 : frames + 2 : 2, :]
+            before_weight, after_weight = link[..., own, :], link[..., after, :]
+            up = phi[..., own, :] + before_weight * last + after_weight * coming
+            down = psi[..., own, :] + before_weight / last + after_weight / coming
+            h[..., after, :] = (up / down).sqrt().clamp_min(FACTOR_FLOOR)
+    return h[..., 1:-1, :].clone()
 
 
 def is_nmf_update_W(

@@ -1,11 +1,7 @@
 """The no-U-turn sampler of Pyro on the posterior of z, with the noise held. [Hoffman and Gelman 2014]; slides S17
 
-MCEM runs first; its W, H, g and pi stay, and with them held the posterior of z is `noisy_speech` with s and alpha
-integrated out. A gain is a change of units: with x' = x / sqrt(g) and (W H)' = W H / g,
-
-    N_c(x; 0, g sigma_k(z) + W H) = N_c(x'; 0, sigma_k(z) + (W H)') / g^F
-
-so the program needs none. Pyro's NUTS then draws z, from where MCEM's chains stand. It is Pyro as it comes: the energy
+MCEM runs first; its W, H, g, c and pi stay, and with them held the posterior of z is `noisy_speech` with s and alpha
+integrated out. Pyro's NUTS then draws z, from where MCEM's chains stand. It is Pyro as it comes: the energy
 is that of all frames of an utterance together, so one step size serves the loudest frame and the quietest, and one
 decision is taken for all. Speech is the posterior mean over its draws (S20).
 
@@ -15,9 +11,10 @@ utterances and chains run one after another, where HMC here takes `steps` gradie
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import product
 from typing import Any, cast
 
@@ -27,11 +24,12 @@ import torch
 from pyro.infer import mcmc
 from torch import Tensor
 
-from pyro_avse.inference.mcem import MCEM, monte_carlo_wiener, weighted_draws
+from pyro_avse.inference.mcem import MCEM
+from pyro_avse.inference.monte_carlo import chains_disagree, weighted_draws
 from pyro_avse.inference.run import stop_if_diverged, sum_of_frames
 from pyro_avse.inference.settings import check_settings
 from pyro_avse.inference.target import CollapsedTarget, zero_where_idle
-from pyro_avse.models.nmf_noise import nmf_noise_variance
+from pyro_avse.inference.wiener import Draws, Weights, monte_carlo_wiener
 from pyro_avse.models.noisy_speech import noisy_speech
 from pyro_avse.typing import (
     Chains,
@@ -70,6 +68,7 @@ class NUTS:
         lips: Tensor | None = None,
         *,
         mask: FrameMask | None = None,
+        lips_mask: FrameMask | None = None,
         seed: int = 0,
     ) -> Separation:
         """Separate x (..., frame, freq); `objective` is log p(x, z) of every draw, the chains' mean, in place of
@@ -78,10 +77,10 @@ class NUTS:
         `chains.kernel` is these settings, since no kernel of this library drew them. Frames of padding stay where
         MCEM left them.
         """
-        held = self.mcem(prior, mixture, lips, mask=mask, seed=seed)
+        held = self.mcem(prior, mixture, lips, mask=mask, lips_mask=lips_mask, seed=seed)
         draws = held.z[:, None].repeat(1, self.draws, *[1] * (held.z.dim() - 1))
         diverging = torch.zeros(draws.shape[:-1], dtype=torch.bool, device=draws.device)
-        for utterance, frames, program in held_programs(prior, mixture, held, mask):
+        for utterance, frames, program in held_programs(mixture, held, mask):
             own, own_diverging = (
                 t[(slice(None), slice(None), *utterance)] for t in (draws, diverging)
             )
@@ -94,7 +93,7 @@ class NUTS:
         with torch.no_grad():
             return self._separation(mixture, held, draws, diverging, mask)
 
-    def _draw(self, program: tuple[Any, ...], start: Tensor) -> tuple[Tensor, list[int]]:
+    def _draw(self, program: Callable[[], None], start: Tensor) -> tuple[Tensor, list[int]]:
         """One chain's draws (draw, frame, latent), and which of them ended a divergent trajectory."""
         divergences: list[int] = []
 
@@ -102,7 +101,7 @@ class NUTS:
             if stage == "Sample":
                 divergences[:] = kernel.diagnostics()["divergences"]
 
-        kernel = mcmc.NUTS(noisy_speech, max_tree_depth=self.max_tree_depth, max_plate_nesting=1)
+        kernel = mcmc.NUTS(program, max_tree_depth=self.max_tree_depth, max_plate_nesting=1)
         run = mcmc.MCMC(
             kernel,
             num_samples=self.draws,
@@ -111,9 +110,8 @@ class NUTS:
             hook_fn=watch,
             disable_progbar=True,
         )
-        *args, pi = program
         with torch.enable_grad():
-            run.run(*args, mixing_weight=pi)
+            run.run()
         return run.get_samples()["z"], divergences
 
     def _separation(
@@ -139,42 +137,47 @@ class NUTS:
         )
         stop_if_diverged(chains)
         sigma, w = weighted_draws(target, draws.flatten(0, 1))
-        W, H = held.dictionary, held.activations
-        return Separation(
-            speech=monte_carlo_wiener(mixture, sigma, w, W, H, held_gain(held)),
+        return replace(
+            held,
+            speech=held_filter(mixture, held, sigma, w),
             responsibilities=w.sum(1),
-            mixing_weight=held.mixing_weight,
-            dictionary=W,
-            activations=H,
             objective=sum_of_frames(log_density.mean(0), mask),
             z=state.z,
-            target=target,
             chains=chains,
-            gain=held.gain,
+            chains_disagree=chains_disagree(chains),
         )
 
 
-def held_gain(held: Separation) -> Tensor:
-    """g_n of a result, 1 where it was not learned: (..., frame)."""
-    return torch.ones_like(held.activations[..., 0]) if held.gain is None else held.gain
+def held_filter(mixture: Spectrum, held: Separation, sigma: Draws, weights: Weights) -> Spectrum:
+    """S20 at draws of z, with the W, H, g and c that MCEM found."""
+    g = torch.ones_like(held.activations[..., 0]) if held.gain is None else held.gain
+    if held.log_response is not None:
+        sigma = sigma * held.log_response.exp()[..., None, :]
+    return monte_carlo_wiener(mixture, sigma, weights, held.dictionary, held.activations, g)
 
 
 def held_programs(
-    prior: SpeechPrior, mixture: Spectrum, held: Separation, mask: FrameMask | None
-) -> Iterator[tuple[tuple[Any, ...], Any, tuple[Any, ...]]]:
-    """For every utterance its index, its sound frames, and `noisy_speech`'s arguments at MCEM's W, H, g, pi.
-
-    The arguments are (prior, x / sqrt(g), lips, W H / g, pi): S17 with the gain as a change of units.
-    """
-    g = held_gain(held)[..., None]
-    x, noise = mixture / g.sqrt(), nmf_noise_variance(held.dictionary, held.activations) / g
-    v = cast(CollapsedTarget, held.target).lips
+    mixture: Spectrum, held: Separation, mask: FrameMask | None
+) -> Iterator[tuple[tuple[Any, ...], Any, Callable[[], None]]]:
+    """For every utterance its index, its sound frames, and `noisy_speech` at MCEM's W, H, g, c and pi."""
+    target = cast(CollapsedTarget, held.target)
+    v, g, log_c, pi = target.lips, target.gain, target.log_response, target.mixing_weight
+    framewise = pi.dim() == mixture.dim()
     for utterance in product(*map(range, mixture.shape[:-2])):
         frames = slice(None) if mask is None else mask[utterance]
-        seen = None if v is None else v[utterance][frames]
-        pi = held.mixing_weight.movedim(0, -1)[utterance]
-        heard = WithoutIdle(prior, pi)
-        yield utterance, frames, (heard, x[utterance][frames], seen, noise[utterance][frames], pi)
+        weight = pi.movedim(0, -1)[utterance]
+        weight = weight[frames].mT if framewise else weight
+        program = partial(
+            noisy_speech,
+            cast(SpeechPrior, WithoutIdle(target.prior, weight)),
+            mixture[utterance][frames],
+            None if v is None else v[utterance][frames],
+            target.noise_variance[utterance][frames],
+            mixing_weight=weight,
+            gain=None if g is None else g[utterance][frames],
+            log_response=None if log_c is None else log_c[utterance],
+        )
+        yield utterance, frames, program
 
 
 class WithoutIdle:

@@ -21,13 +21,20 @@ import torch
 from torch import Tensor
 from torch.optim import Adam, Optimizer
 
-from pyro_avse.inference.em import EM, Observation, noise_and_weights
+from pyro_avse.inference.em import EM, Observation, starting_codes
 from pyro_avse.inference.gradient import value_and_grad
-from pyro_avse.inference.mcem import Drawn, MCState, maximise, separation, weighted_draws
+from pyro_avse.inference.monte_carlo import (
+    Drawn,
+    MCState,
+    initial_theta,
+    maximise,
+    posterior,
+    separation,
+    weighted_draws,
+)
 from pyro_avse.inference.run import sum_of_frames, unchecked
 from pyro_avse.inference.settings import check_settings
-from pyro_avse.inference.target import CollapsedTarget
-from pyro_avse.models.nmf_noise import NoiseModel, nmf_noise_variance
+from pyro_avse.models.nmf_noise import NoiseModel, log_prior
 from pyro_avse.typing import Codes, Separation, Target
 
 
@@ -41,7 +48,7 @@ class PEEMState(MCState):
 
 @dataclass(frozen=True)
 class PEEM(EM):
-    """Settings of point-estimate EM. `objective` is log p(x, z) after each M-step; `z` is the mode.
+    """Settings of point-estimate EM. `objective` is log p(x, z, W, H, g) after each M-step; `z` is the mode.
 
     Attributes:
         iterations: EM iterations.
@@ -65,12 +72,8 @@ class PEEM(EM):
     @unchecked
     def init(self, observation: Observation, *, rng: torch.Generator) -> PEEMState:
         """At the encoder's code."""
-        prior, power = observation.prior, observation.power
-        return PEEMState(
-            **noise_and_weights(observation, self.noise, self.mixing_weight, rng),
-            gain=torch.ones_like(power[..., 0]),
-            z=prior.initial_codes(power, observation.lips)[None],
-        )
+        theta, z = initial_theta(self, observation, rng), starting_codes(observation, 1)
+        return PEEMState(**theta, z=z)
 
     @unchecked
     def step(
@@ -79,7 +82,9 @@ class PEEM(EM):
         """Up the gradient, and one update each of H, W, g and pi."""
         before = state.z
         state = self.m_step(observation, *self.e_step(observation, state))
-        objective = sum_of_frames(self.log_joint(observation, state), observation.mask)
+        mask, g, a = observation.mask, state.gain, state.response
+        objective = sum_of_frames(self.log_joint(observation, state), mask)
+        objective = objective + log_prior(self.noise, state.activations, g, a, mask)
         return replace(state, objective=objective, partial=before)
 
     def e_step(self, observation: Observation, state: PEEMState) -> tuple[PEEMState, Drawn]:
@@ -104,13 +109,6 @@ class PEEM(EM):
     ) -> Separation:
         """S20 at the mode of a last E-step."""
         return separation(self, observation, *self.e_step(observation, state))
-
-
-def posterior(observation: Observation, state: MCState) -> CollapsedTarget:
-    """p(z | x) at the present theta, up to a constant."""
-    noise = nmf_noise_variance(state.dictionary, state.activations)
-    prior, v, power = observation.prior, observation.v, observation.power
-    return CollapsedTarget(prior, v, power, noise, state.mixing_weight, state.gain)
 
 
 def climb(

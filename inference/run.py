@@ -20,7 +20,7 @@ from pyro_avse.inference.adaptation import (
     with_step_size,
 )
 from pyro_avse.inference.compiled import Compiled
-from pyro_avse.typing import Chains, FrameMask, Info, Kernel, Power, SpeechPrior, State, Target
+from pyro_avse.typing import Chains, FrameMask, Info, Kernel, State, Target
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -105,21 +105,6 @@ def run_chains(
     )
     stop_if_diverged(chains, where)
     return chains
-
-
-def starting_codes(
-    prior: SpeechPrior, power: Power, lips: Tensor | None, chains: int
-) -> Float[Tensor, "chain *utterance frame latent"]:
-    """Where chains start: one at `initial_codes`, more of them overdispersed [Gelman and Rubin 1992].
-
-    That is, at the means of the mixture's encoders in turn, the last component's first. With one component, or without
-    the lips that one of them looks at, all start at `initial_codes`.
-    """
-    if chains == 1 or prior.num_components == 1 or (prior.uses_lips and lips is None):
-        start = prior.initial_codes(power, lips)
-        return start.expand(chains, *start.shape)
-    means = prior.encode(power, lips).mean
-    return torch.stack([means[-1 - chain % len(means)] for chain in range(chains)])
 
 
 def moves(

@@ -21,11 +21,20 @@ from torch import Tensor
 
 from pyro_avse.distributions import align_components
 from pyro_avse.inference.adaptation import Adaptation
-from pyro_avse.inference.em import EM, EMState, Observation, noise_and_weights
+from pyro_avse.inference.em import (
+    EM,
+    EMState,
+    Observation,
+    encode,
+    frame_weight,
+    noise_and_weights,
+    starting_codes,
+)
 from pyro_avse.inference.independence import guide_proposal
+from pyro_avse.inference.monte_carlo import chains_disagree
 from pyro_avse.inference.nmf import is_nmf_cost, is_nmf_update_H, is_nmf_update_W, normalise
 from pyro_avse.inference.random_walk import RandomWalk
-from pyro_avse.inference.run import run_chains, starting_codes, sum_of_frames, unchecked
+from pyro_avse.inference.run import run_chains, sum_of_frames, unchecked
 from pyro_avse.inference.settings import check_settings
 from pyro_avse.inference.target import (
     CollapsedMeanFieldTarget,
@@ -38,7 +47,7 @@ from pyro_avse.inference.wiener import (
     wiener_posterior,
 )
 from pyro_avse.models.mixture import update_mixing_weight
-from pyro_avse.models.nmf_noise import NoiseModel, nmf_noise_variance
+from pyro_avse.models.nmf_noise import NoiseModel, log_prior, nmf_noise_variance
 from pyro_avse.typing import (
     Chains,
     Codes,
@@ -77,7 +86,7 @@ class VEMState(EMState):
 
 @dataclass(frozen=True)
 class VEM(EM):
-    """Settings of the algorithm of Appendix B: (32), S6, S22. `objective` is (41).
+    """Settings of the algorithm of Appendix B: (32), S6, S22. `objective` is (41), and log p(H).
 
     The defaults are the paper's and its authors' code's, but for `exponent`, where 1 is theirs and 1/2 ended better
     here (docs/RESULTS.md).
@@ -88,7 +97,7 @@ class VEM(EM):
         warmup: steps thrown away in each E-step.
         draws: steps kept in each E-step, for each chain.
         chains: chains for each frame, started as `starting_codes` says.
-        noise: what is assumed of W and H; it has no gain, and `noise.gain` is not looked at.
+        noise: what is assumed of W and H; there is no gain here, and `noise.gain` is not looked at.
         adapt: how each frame's step size is found in the warm-ups; None: the kernel's own stays.
         mixing_weight: pi, held at this, one number a component; None: it starts even and is learned (44).
         exponent: of (42) and (43), in (0, 1].
@@ -114,10 +123,10 @@ class VEM(EM):
     @unchecked
     def init(self, observation: Observation, *, rng: torch.Generator) -> VEMState:
         """r(s) a point at x."""
-        prior, x, power = observation.prior, observation.x, observation.power
+        x, power = observation.x, observation.power
         return VEMState(
             **noise_and_weights(observation, self.noise, self.mixing_weight, rng),
-            z=starting_codes(prior, power, observation.lips, self.chains),
+            z=starting_codes(observation, self.chains),
             kernel=self.kernel,
             m=x,
             nu=torch.zeros_like(power),
@@ -134,12 +143,14 @@ class VEM(EM):
         # M: (42), (43), (44)
         b = observation.x - m
         V = b.real.square() + b.imag.square() + nu
-        H = is_nmf_update_H(V, W, H, exponent=self.exponent)
-        W = is_nmf_update_W(V, W, H, exponent=self.exponent, mask=observation.mask)
+        mask, smoothness = observation.mask, self.noise.smoothness
+        H = is_nmf_update_H(V, W, H, exponent=self.exponent, smoothness=smoothness, mask=mask)
+        W = is_nmf_update_W(V, W, H, exponent=self.exponent, mask=mask)
         W, H = normalise(W, H)
         if self.mixing_weight is None:
-            pi = update_mixing_weight(state.responsibilities, observation.mask)
-        objective = vem_objective(V, W, H, state.responsibilities, pi, observation.mask)
+            pi = update_mixing_weight(state.responsibilities, observation.informed)
+        objective = vem_objective(V, W, H, state.responsibilities, pi, mask)
+        objective = objective + log_prior(self.noise, H, mask=mask)
         return replace(
             state,
             m=m,
@@ -156,14 +167,14 @@ class VEM(EM):
         prior, v, r = observation.prior, observation.v, state.responsibilities
         second_moment = state.second_moment
         # VE-z: (36)
-        proposal = guide_proposal(state.kernel, prior, second_moment, observation.lips, r)
+        proposal = guide_proposal(state.kernel, lambda: encode(observation, second_moment), r)
         target = MeanFieldTarget(prior, v, second_moment, r, proposal=proposal)
         state = self.sample(state, target, rng)
         assert state.chains is not None
         z = state.chains.draws.flatten(0, 1)
         log_variance = prior.log_variance(z, v)
         # VE-alpha: (40)
-        pi = state.mixing_weight
+        pi = frame_weight(observation, state.mixing_weight)
         r = latent_responsibilities(prior, z, v, log_variance, second_moment, pi)
         # VE-s: (34)
         gamma = average_speech_variance(log_variance, r)
@@ -212,6 +223,7 @@ class VEM(EM):
             z=state.z,
             target=state.target,
             chains=state.chains,
+            chains_disagree=None if state.chains is None else chains_disagree(state.chains),
         )
 
 
@@ -231,7 +243,8 @@ def latent_responsibilities(
     log_joint = align_components(prior.latent_prior(lips), z.dim()).log_prob(z)
     if len(log_variance) > 1:
         log_joint = log_joint + expected_log_likelihood(log_variance, second_moment)
-    log_pi = mixing_weight.log()[..., None]
+    framewise = mixing_weight.dim() == second_moment.dim()
+    log_pi = mixing_weight.log() if framewise else mixing_weight.log()[..., None]
     log_joint = torch.where(
         log_pi > -torch.inf, log_joint.mean(1), 0
     )  # held at 0: whatever it decodes

@@ -32,6 +32,7 @@ class AVAE(nn.Module):
     num_components = 1
     uses_lips = False
     requires_lips = False
+    components_see: tuple[bool, ...] = (False,)
     mixing_weight: Tensor
 
     def __init__(

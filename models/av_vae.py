@@ -51,6 +51,7 @@ class AVVAE(nn.Module):
     num_components = 1
     uses_lips = True
     requires_lips = True
+    components_see: tuple[bool, ...] = (True,)
     mixing_weight: Tensor
 
     def __init__(

@@ -53,6 +53,7 @@ class MINVAEv2(nn.Module):
     num_components = 2
     uses_lips = True
     requires_lips = False
+    components_see: tuple[bool, ...] = (False, False)
     mixing_weight: Tensor
 
     def __init__(
@@ -152,6 +153,7 @@ class MINVAEv1(MINVAEv2):
     """
 
     requires_lips = True
+    components_see: tuple[bool, ...] = (True, True)
 
     def __init__(
         self,

@@ -37,6 +37,7 @@ class MINVAEv3(nn.Module):
     num_components = 1
     uses_lips = True
     requires_lips = False
+    components_see: tuple[bool, ...] = (False,)
     alternate = ("audio_encoder", "visual_encoder")
     mixing_weight: Tensor
 

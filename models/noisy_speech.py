@@ -4,12 +4,14 @@ Generative story, for each frame n of each utterance:
 
     alpha_n ~ Cat(pi)                                      (11)   where the prior has more than one component
     z_n | alpha_n ~ N(mu_k(v_n), Sigma_k(v_n))             (10), (8)
-    s_n | z_n, alpha_n ~ N_c(0, diag sigma_k(z_n, v_n))    (1), (7), (9)
+    s_n | z_n, alpha_n ~ N_c(0, diag g_n c sigma_k(z_n, v_n))   (1), (7), (9), S17
     x_n | s_n ~ N_c(s_n, diag (W H)_n)                     (28), x = s + b
 
-or, with s integrated out in closed form, x_n | z_n, alpha_n ~ N_c(0, diag(sigma_k(z_n, v_n) + (W H)_n)).
+or, with s integrated out in closed form, x_n | z_n, alpha_n ~ N_c(0, diag(g_n c sigma_k(z_n, v_n) + (W H)_n)).
 
-The prior's networks are frozen here. The fast targets of `inference/target.py` are proved against this program.
+g_n is how much louder speech is than in training, c_f the microphone's response. They, W and H are given here; what is
+assumed of them before the recording is seen is the program `noise_prior` of models/nmf_noise.py. The prior's networks
+are frozen here. The fast targets of `inference/target.py` are proved against this program.
 """
 
 from contextlib import ExitStack
@@ -17,6 +19,7 @@ from contextlib import ExitStack
 import pyro
 import pyro.poutine as poutine
 import torch
+from jaxtyping import Float
 from pyro.distributions import Categorical, Normal
 from torch import Tensor
 
@@ -32,6 +35,8 @@ def noisy_speech(
     noise_variance: Power,
     *,
     mixing_weight: MixingWeight | None = None,
+    gain: Float[Tensor, "*utterance frame"] | None = None,
+    log_response: Float[Tensor, "*utterance freq"] | None = None,
     speech_latent: bool = False,
     mask: FrameMask | None = None,
 ) -> None:
@@ -42,7 +47,9 @@ def noisy_speech(
         mixture: x, (..., frame, freq) complex; one plate for each utterance axis and one for the frames.
         lips: (..., frame, 67, 67), or None where the prior does not need them.
         noise_variance: W H, as `nmf_noise_variance` returns it.
-        mixing_weight: pi, (component, ...); default the prior's own.
+        mixing_weight: pi, (component, ...), or (component, ..., frame); default the prior's own.
+        gain: g_n; None is 1.
+        log_response: log c_f; None is 0.
         speech_latent: keep s as a sample site; else it is integrated out.
         mask: (..., frame), False where padding adds nothing to the joint.
     """
@@ -70,6 +77,10 @@ def noisy_speech(
             log_variance = log_variance[0]
         else:
             log_variance = select_component(log_variance, alpha)
+        if gain is not None:
+            log_variance = log_variance + gain.log()[..., None]
+        if log_response is not None:
+            log_variance = log_variance + log_response[..., None, :]
         if speech_latent:
             s = pyro.sample("s", ComplexNormal(0, log_variance).to_event(1))  # (9)
             x = ComplexNormal(s, noise_variance.log())  # (28)

@@ -34,6 +34,7 @@ class VVAE(nn.Module):
     num_components = 1
     uses_lips = True
     requires_lips = True
+    components_see: tuple[bool, ...] = (False,)
     mixing_weight: Tensor
 
     def __init__(

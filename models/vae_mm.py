@@ -44,6 +44,7 @@ class VAEMM(nn.Module):
     num_components = 2
     uses_lips = True
     requires_lips = False
+    components_see: tuple[bool, ...] = (False, True)
     mixing_weight: Tensor
 
     def __init__(

@@ -6,6 +6,8 @@ A complex coefficient s with real and imaginary parts independent and of varianc
 
 For m = 0 it depends on |s|^2 alone, and is an Exponential density of |s|^2 with mean sigma, divided by pi. That is why
 programs over speech may observe the magnitude |s| in place of s: a real tensor is a complex one without imaginary part.
+
+`LogStep` is how the logarithm of a noise's power moves from frame to frame.
 """
 
 import math
@@ -112,6 +114,59 @@ class ComplexNormal(TorchDistribution):  # type: ignore[misc]
     def entropy(self) -> Tensor:
         """-E log N_c = 1 + log pi + log sigma."""
         return 1 + math.log(math.pi) + self.log_variance
+
+
+class LogStep(TorchDistribution):  # type: ignore[misc]
+    """A step of a random walk of log power, p(d) = exp(-2 lambda cosh d) / (2 K_0(2 lambda)), elementwise.
+
+    exp(d), the ratio of two neighbours, is then generalised inverse Gaussian and as likely as its inverse. Small steps
+    are Gaussian with variance 1 / (2 lambda); the tails fall faster than any Gaussian's.
+
+    Args:
+        smoothness: lambda > 0.
+    """
+
+    arg_constraints = {"smoothness": constraints.positive}  # noqa: RUF012
+    support = constraints.real
+
+    def __init__(
+        self, smoothness: Float[Tensor, "*batch"], *, validate_args: bool | None = None
+    ) -> None:
+        self.smoothness = smoothness
+        super().__init__(smoothness.shape, validate_args=validate_args)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "LogStep":
+        new = self._get_checked_instance(LogStep, _instance)
+        new.smoothness = self.smoothness.expand(batch_shape)
+        super(LogStep, new).__init__(torch.Size(batch_shape), validate_args=False)
+        new._validate_args = self._validate_args
+        return new
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Draws of shape sample_shape + batch_shape, by rejection.
+
+        cosh d - 1 is d^2 / 2 or more, so the density lies below that of N(0, 1 / (2 lambda)), and a Gaussian draw is
+        kept with probability exp(-2 lambda (cosh d - 1 - d^2 / 2)).
+        """
+        shape = self._extended_shape(torch.Size(sample_shape))
+        twice = (2 * self.smoothness).expand(shape)
+        d, missing = torch.zeros_like(twice), torch.ones_like(twice, dtype=torch.bool)
+        while missing.any():
+            proposal = torch.randn_like(twice) * twice.rsqrt()
+            over = twice * (torch.cosh(proposal) - 1 - 0.5 * proposal.square())
+            kept = missing & (torch.rand_like(twice).log() < -over)
+            d, missing = torch.where(kept, proposal, d), missing & ~kept
+        return d
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """log p(value)."""
+        if self._validate_args:
+            self._validate_sample(value)
+        twice = 2 * self.smoothness
+        log_bessel = torch.special.scaled_modified_bessel_k0(
+            twice
+        ).log()  # log K_0(2 lambda) + 2 lambda
+        return -twice * (torch.cosh(value) - 1) - math.log(2) - log_bessel
 
 
 def align_components(normal: Independent, batch_dims: int) -> Independent:

@@ -66,6 +66,9 @@ class SpeechPrior(Protocol):
     """Whether training needs lips."""
     requires_lips: bool
     """Whether enhancing without lips is refused."""
+    components_see: tuple[bool, ...]
+    """Of every component, whether its p(z_n | k, v_n) or decoder looks at the lips. Frames without a picture
+    (`lips_mask`) leave those components out."""
     mixing_weight: Tensor
     """pi learned in training, (component,)."""
 
@@ -212,6 +215,11 @@ class Separation:
     """Of the last E-step; None for a scheme that runs no chains."""
     gain: Float[Tensor, "*utterance frame"] | None = None
     """g_n of S17; None where the scheme holds it at 1."""
+    log_response: Float[Tensor, "*utterance freq"] | None = None
+    """log c_f, the microphone's response, by which speech's variance differs from training's; None: not fitted."""
+    chains_disagree: Bool[Tensor, "*utterance frame"] | None = None
+    """Frames whose chains' mean log densities lie more than 5 nats apart (`GAP` in inference/monte_carlo.py): they sat
+    in different modes, and r(alpha_n) there says where they began. None where there are fewer than two chains."""
 
 
 class Scheme(Protocol):
@@ -224,6 +232,7 @@ class Scheme(Protocol):
         lips: Tensor | None = None,
         *,
         mask: FrameMask | None = None,
+        lips_mask: FrameMask | None = None,
         seed: int = 0,
     ) -> Separation: ...
 
