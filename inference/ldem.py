@@ -56,7 +56,7 @@ class LDEM(MCEM):
 
     name: ClassVar[str] = "ldem"
     kernel: Kernel = field(default_factory=lambda: ULA(longest_drift=1.0))
-    iterations: int = 12
+    iterations: int = 10
     warmup: int = 2
     draws: int = 2
     first_warmup: int | None = 20

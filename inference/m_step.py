@@ -38,7 +38,7 @@ from pyro_avse.typing import FrameMask, Power
 
 GAIN_FLOOR = 1e-6
 """A gain stays above this, -60 dB: at zero a multiplicative update could never raise it again."""
-NEWTON, HALVINGS = 4, 6
+NEWTON, HALVINGS = 2, 4
 """Steps of `mcem_update_level`, and how often each may be halved."""
 Response = Float[Tensor, "*utterance term"]
 """a_1, a_2, ... of log c_f."""

@@ -26,7 +26,7 @@ from pyro_avse.typing import FrameMask, Power
 Dictionary = Float[Tensor, "*utterance rank freq"]
 Activations = Float[Tensor, "*utterance frame rank"]
 
-SWEEPS = 10
+SWEEPS = 6
 """Over the even and the odd frames, in an update of H under a prior: each lowers the bound, more come nearer to its
 minimum."""
 FACTOR_FLOOR = 1e-12

@@ -20,6 +20,7 @@ Time runs down here, so W is (rank, freq), H (frame, rank) and the product is H 
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import pyro
@@ -132,9 +133,14 @@ def log_prior(
 
 def response_basis(terms: int, num_freqs: int, like: Tensor) -> Float[Tensor, "term freq"]:
     """cos(pi j mel(f)), j = 0, ..., terms, with mel from 0 at 0 Hz to 1 at 8 kHz: row 0 is the gain's, all ones."""
-    hertz = torch.linspace(0, 8000, num_freqs, dtype=like.dtype, device=like.device)
+    return _basis(terms, num_freqs, like.dtype, like.device)
+
+
+@lru_cache
+def _basis(terms: int, num_freqs: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    hertz = torch.linspace(0, 8000, num_freqs, dtype=dtype, device=device)
     mel = torch.log1p(hertz / 700)
-    j = torch.arange(terms + 1, dtype=like.dtype, device=like.device)
+    j = torch.arange(terms + 1, dtype=dtype, device=device)
     return torch.cos(math.pi * j[:, None] * mel / mel[-1])
 
 

@@ -11,16 +11,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Shaped
+from jaxtyping import Bool, Float, Float32, Shaped
 from torch.nn.utils.rnn import pad_sequence
 
 from pyro_avse.checkpoint import load_prior
 from pyro_avse.data.audio import SAMPLE_RATE, Audio, audio_from_array, restore
-from pyro_avse.data.lips import Lips, lips_from_array, lips_on_grid
+from pyro_avse.data.lips import Lips, lips_from_array, lips_on_grid, mask_on_grid
 from pyro_avse.defaults import DEFAULT_INFERENCE, DEFAULT_MODEL
+from pyro_avse.front import Parts, log_response, low_speech, split
 from pyro_avse.inference import KERNELS, SCHEMES
 from pyro_avse.inference.adaptation import Adaptation, DualAveraging, RobbinsMonro
 from pyro_avse.inference.nmf import Dictionary
+from pyro_avse.models.heard import HeardThrough
 from pyro_avse.stft import STFT
 from pyro_avse.typing import InputError, Kernel, Scheme, Separation, Spectrum
 
@@ -32,13 +34,16 @@ class Enhanced:
     """What comes out of a recording; waveforms have its rate, length and level."""
 
     speech: Float32[np.ndarray, "sample"]
-    noise: Float32[np.ndarray, "sample"]
-    """The mixture minus the speech; at another rate than 16 kHz without what resampling drops of either."""
+    recording: Float32[np.ndarray, "sample"]
+    """As it came."""
     sample_rate: int
     speech_16k: Float32[np.ndarray, "sample_16k"]
     """The speech at 16 kHz where the mixture's peak is 1, for scoring."""
     responsibilities: Float[np.ndarray, "component frame"]
-    """r(alpha_n): row 0 is audio, the paper's pi_n; one row of ones for VAE-MM without lips, which is then A-VAE."""
+    """r(alpha_n): row 0 is audio, the paper's pi_n; one row of ones for VAE-MM without lips, which is then A-VAE. Where
+    `chains_disagree` it says where the chains began, and is no posterior."""
+    chains_disagree: Bool[np.ndarray, "frame"] | None
+    """Frames whose chains sat in different modes, as `Separation.chains_disagree`."""
     frame_times: Float[np.ndarray, "frame"]
     """Frame centres, in seconds."""
     objective: Float[np.ndarray, "iteration"]
@@ -46,15 +51,42 @@ class Enhanced:
     """All that the scheme returned, chains included, on its device. Of a batch: this recording's, cut to its frames,
     but for `target`, which is the whole batch's, and `chains`, which is None."""
 
+    @property
+    def noise(self) -> Float32[np.ndarray, "sample"]:
+        """The recording minus the speech: rumble, clicks and offset that were taken off too, and what is over 8 kHz."""
+        return self.recording - self.speech
+
+    def mix(self, strength: float) -> Float32[np.ndarray, "sample"]:
+        """recording + strength (speech - recording): 0 is the recording, sample by sample, 1 the speech.
+
+        Raises InputError for a strength outside of 0 to 1.
+        """
+        return mix(self.recording, self.speech, strength)
+
+
+def mix(
+    recording: Float32[np.ndarray, "sample"], speech: Float32[np.ndarray, "sample"], strength: float
+) -> Float32[np.ndarray, "sample"]:
+    """What `Enhanced.mix` says, of any two waveforms."""
+    if not 0 <= strength <= 1:
+        raise InputError(f"strength is {strength}: give a number from 0, the recording, to 1")
+    if strength == 1:  # to the last bit
+        return speech
+    return (recording + np.float32(strength) * (speech - recording)).astype(np.float32)
+
 
 @dataclass(frozen=True)
 class Recording:
     """A checked recording on the STFT's grid."""
 
     audio: Audio
+    parts: Parts
     spectrum: Spectrum
+    """Of `parts.heard`."""
     lips: torch.Tensor | None
     """One picture for each STFT frame; None where there are none or the prior does not look."""
+    lips_mask: torch.Tensor | None = None
+    """(frame,), False where there is no picture; None where each has one."""
 
 
 class Enhancer:
@@ -79,6 +111,7 @@ class Enhancer:
         self.prior = prior.to(self.device).requires_grad_(False)
         self.inference = inference
         self.stft = STFT() if stft is None else stft
+        self.log_response = torch.from_numpy(log_response(self.stft.n_fft // 2 + 1)).float()
 
     def __call__(
         self,
@@ -86,6 +119,7 @@ class Enhancer:
         lips: Shaped[np.ndarray, "video_frame 67 67"] | Lips | None = None,
         fps: float | None = None,
         *,
+        lips_mask: Bool[np.ndarray, "video_frame"] | None = None,
         sample_rate: int = SAMPLE_RATE,
         seed: int = 0,
     ) -> Enhanced:
@@ -94,12 +128,13 @@ class Enhancer:
         Args:
             mixture: one channel at `sample_rate` and any level, or what `load_audio` returned.
             lips: grey mouth regions, uint8 or in [0, 1], at `fps` frames a second; or what `load_lips` returned.
+            lips_mask: False for video frames that show no mouth; there the sound alone counts. None: all do.
             seed: of every random draw.
 
         Raises:
             InputError: sound or lips that cannot be used, lips missing where the prior needs them.
         """
-        recording = self.prepare(mixture, lips, fps, sample_rate=sample_rate)
+        recording = self.prepare(mixture, lips, fps, lips_mask=lips_mask, sample_rate=sample_rate)
         return self.separate(recording, seed=seed)
 
     def prepare(
@@ -108,6 +143,7 @@ class Enhancer:
         lips: Shaped[np.ndarray, "video_frame 67 67"] | Lips | None = None,
         fps: float | None = None,
         *,
+        lips_mask: Bool[np.ndarray, "video_frame"] | None = None,
         sample_rate: int = SAMPLE_RATE,
     ) -> "Recording":
         """Check one recording and its lips and put both on the STFT's grid; arguments as for a call."""
@@ -115,7 +151,7 @@ class Enhancer:
         if lips is not None and not isinstance(lips, Lips):
             if fps is None:
                 raise InputError("lips without their frame rate: give fps")
-            lips = lips_from_array(lips, fps)
+            lips = lips_from_array(lips, fps, lips_mask)
         return self.place(audio, lips, 0.0, len(audio.waveform) / SAMPLE_RATE)
 
     def place(self, audio: Audio, lips: Lips | None, start: float, duration: float) -> "Recording":
@@ -123,16 +159,21 @@ class Enhancer:
 
         `lips` are of the whole recording, which lasts `duration` seconds. Raises InputError as `prepare`.
         """
-        x = self.stft.analyse(torch.from_numpy(audio.waveform).to(self.device))
+        parts = split(audio.waveform, audio.level)
+        x = self.stft.analyse(torch.from_numpy(parts.heard.astype(np.float32)).to(self.device))
         if lips is None:
             if self.prior.requires_lips:
                 raise InputError(
                     f"{type(self.prior).__name__} needs the lips: give --lips (lips=), or take a_vae"
                 )
-            return Recording(audio, x, None)
-        seen = lips_on_grid(lips, start + self.stft.frame_times(len(x)), duration)
-        on_device = torch.from_numpy(seen).to(self.device) if self.prior.uses_lips else None
-        return Recording(audio, x, on_device)
+            return Recording(audio, parts, x, None)
+        times = start + self.stft.frame_times(len(x))
+        seen, known = lips_on_grid(lips, times, duration), mask_on_grid(lips, times)
+        if not self.prior.uses_lips:
+            return Recording(audio, parts, x, None)
+        on_device = torch.from_numpy(seen).to(self.device)
+        mask = None if known is None else torch.from_numpy(known).to(self.device)
+        return Recording(audio, parts, x, on_device, mask)
 
     def separate(
         self, recording: "Recording", *, seed: int = 0, dictionary: Dictionary | None = None
@@ -141,9 +182,11 @@ class Enhancer:
 
         `dictionary` (rank, freq): where W starts, for the schemes that take one (`vem`, `mcem`).
         """
-        start: dict[str, Any] = {} if dictionary is None else {"dictionary": dictionary}
+        more: dict[str, Any] = {} if dictionary is None else {"dictionary": dictionary}
+        if recording.lips_mask is not None:
+            more["lips_mask"] = recording.lips_mask
         prior = self._prior_of(recording)
-        result = self.inference(prior, recording.spectrum, recording.lips, seed=seed, **start)
+        result = self.inference(prior, recording.spectrum, recording.lips, seed=seed, **more)
         return self._enhanced(recording, result)
 
     def batch(self, recordings: Sequence["Recording"], *, seed: int = 0) -> list[Enhanced]:
@@ -169,25 +212,41 @@ class Enhancer:
         seen = [r.lips for r in recordings if r.lips is not None]
         lips = pad_sequence(seen, batch_first=True) if seen else None
         mask = torch.arange(x.shape[1], device=self.device) < lengths[:, None]
-        result = self.inference(self._prior_of(recordings[0]), x, lips, mask=mask, seed=seed)
+        more: dict[str, Any] = {}
+        if any(r.lips_mask is not None for r in recordings):
+            shown = [
+                torch.ones(len(r.spectrum), dtype=torch.bool, device=self.device)
+                if r.lips_mask is None
+                else r.lips_mask
+                for r in recordings
+            ]
+            more["lips_mask"] = pad_sequence(shown, batch_first=True)
+        prior = self._prior_of(recordings[0])
+        result = self.inference(prior, x, lips, mask=mask, seed=seed, **more)
         return [
             self._enhanced(r, of_utterance(result, i, len(r.spectrum)))
             for i, r in enumerate(recordings)
         ]
 
     def _prior_of(self, recording: "Recording") -> Any:
+        """The prior, as it is heard through the front's high-pass."""
         prior = self.prior
-        return getattr(prior, "without_lips", prior) if recording.lips is None else prior
+        prior = getattr(prior, "without_lips", prior) if recording.lips is None else prior
+        return HeardThrough(prior, self.log_response.to(self.device))
 
     def _enhanced(self, recording: "Recording", result: Separation) -> Enhanced:
-        audio = recording.audio
-        speech = self.stft.synthesise(result.speech, len(audio.waveform)).cpu().numpy()
+        audio, parts = recording.audio, recording.parts
+        found = self.stft.synthesise(result.speech, len(audio.waveform)).cpu().numpy()
+        heard = found.astype(np.float64)
+        speech = parts.restore(heard, low_speech(parts, heard, self.stft)).astype(np.float32)
+        disagree = result.chains_disagree
         return Enhanced(
             speech=restore(speech, audio),
-            noise=restore(audio.waveform - speech, audio),
+            recording=audio.original,
             sample_rate=audio.sample_rate,
             speech_16k=speech,
             responsibilities=result.responsibilities.cpu().numpy(),
+            chains_disagree=None if disagree is None else disagree.cpu().numpy(),
             frame_times=self.stft.frame_times(len(recording.spectrum)),
             objective=result.objective.cpu().numpy(),
             separation=result,
@@ -209,6 +268,10 @@ def of_utterance(batch: Separation, index: int, frames: int) -> Separation:
         objective=batch.objective[:, index],
         z=batch.z[:, index, :frames],
         gain=None if batch.gain is None else batch.gain[index, :frames],
+        log_response=None if batch.log_response is None else batch.log_response[index],
+        chains_disagree=(
+            None if batch.chains_disagree is None else batch.chains_disagree[index, :frames]
+        ),
         chains=None,
     )
 
@@ -218,6 +281,7 @@ def enhance(
     lips: Shaped[np.ndarray, "video_frame 67 67"] | None = None,
     fps: float | None = None,
     *,
+    lips_mask: Bool[np.ndarray, "video_frame"] | None = None,
     sample_rate: int = SAMPLE_RATE,
     model: str | Path = DEFAULT_MODEL,
     inference: str | Scheme = DEFAULT_INFERENCE,
@@ -230,6 +294,7 @@ def enhance(
         mixture: one channel, (sample,), any level.
         lips: (video_frame, 67, 67) grey mouth regions, uint8 or in [0, 1]; None: without.
         fps: of the lips.
+        lips_mask: False for video frames that show no mouth; None: all do.
         sample_rate: of the mixture, in Hz.
         model: a bundled name or a weight file.
         inference: a name of `SCHEMES`, or a scheme with settings of its own.
@@ -243,7 +308,7 @@ def enhance(
     prior, stft = load_prior(model)
     scheme = find_scheme(inference) if isinstance(inference, str) else inference
     enhancer = Enhancer(prior, scheme, stft=stft, device=device)
-    return enhancer(mixture, lips, fps, sample_rate=sample_rate, seed=seed)
+    return enhancer(mixture, lips, fps, lips_mask=lips_mask, sample_rate=sample_rate, seed=seed)
 
 
 def find_scheme(name: str, **settings: Any) -> Scheme:

@@ -21,6 +21,7 @@ import soundfile
 import soxr
 from jaxtyping import Float, Float32, Shaped
 
+from pyro_avse.data.level import level_of_moments, moments, speech_level
 from pyro_avse.data.utterance import VIDEOS
 from pyro_avse.typing import InputError
 
@@ -42,10 +43,17 @@ class Audio:
     """`peak * waveform` is at the original's level."""
     sample_rate: int
     """Of the original, in Hz."""
-    num_samples: int
-    """Of the original, at its own rate."""
+    original: Float32[np.ndarray, "original_sample"]
+    """The recording as it came."""
+    level: float
+    """`speech_level` of the waveform, or of the whole recording of which it is a block."""
     path: Path | None
     """Where it was read; None for an array."""
+
+    @property
+    def num_samples(self) -> int:
+        """Of the original, at its own rate."""
+        return len(self.original)
 
 
 @dataclass(frozen=True)
@@ -114,18 +122,22 @@ def open_blocks(
     _check_length(num_samples, rate, path)
     spans = _spans(num_samples, rate, seconds, overlap)
     loudest = peak = 0.0
+    rms = []
     for (start, _), samples in zip(spans, _read_spans(path, spans, channel), strict=True):
         _check_finite(samples, rate, path, start)
         loudest = max(loudest, float(np.abs(samples).max()))
-        peak = max(peak, float(np.abs(_resample(samples, rate, SAMPLE_RATE)).max()))
+        resampled = _resample(samples, rate, SAMPLE_RATE)
+        peak = max(peak, float(np.abs(resampled).max()))
+        rms.append(moments(resampled))
     if loudest == 0:
         raise _silent(path, num_samples)
     _check_band(peak / loudest, path)
+    level = level_of_moments(np.concatenate(rms)) / peak or 1.0
 
     def read() -> Iterator[Audio]:
         for samples in _read_spans(path, spans, channel):
             waveform = (_resample(samples, rate, SAMPLE_RATE) / peak).astype(np.float32)
-            yield Audio(waveform, peak, rate, len(samples), path)
+            yield Audio(waveform, peak, rate, samples.astype(np.float32), level, path)
 
     return Blocks(spans, rate, read)
 
@@ -139,7 +151,8 @@ def cut_blocks(audio: Audio, *, seconds: float, overlap: float) -> Blocks:
         for start, stop in spans:
             end = None if stop == audio.num_samples else stop * SAMPLE_RATE // rate
             waveform = audio.waveform[start * SAMPLE_RATE // rate : end]
-            yield Audio(waveform, audio.peak, rate, stop - start, audio.path)
+            original = audio.original[start:stop]
+            yield Audio(waveform, audio.peak, rate, original, audio.level, audio.path)
 
     return Blocks(spans, rate, read)
 
@@ -315,11 +328,13 @@ def _normalise(
     resampled = _resample(samples / first_peak, sample_rate, SAMPLE_RATE)
     second_peak = float(np.abs(resampled).max())
     _check_band(second_peak, name)
+    waveform = (resampled / second_peak).astype(np.float32)
     return Audio(
-        waveform=(resampled / second_peak).astype(np.float32),
+        waveform=waveform,
         peak=first_peak * second_peak,
         sample_rate=sample_rate,
-        num_samples=len(samples),
+        original=samples.astype(np.float32),
+        level=speech_level(waveform),
         path=path,
     )
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 
 from pyro_avse.data.utterance import VIDEOS
 from pyro_avse.typing import InputError
@@ -34,6 +34,8 @@ class Lips:
     """uint8 in 0..255, or float32 in [0, 1]."""
     fps: float
     """Frames a second."""
+    mask: Bool[np.ndarray, "frame"] | None = None
+    """False for frames that show no mouth; None: all do."""
 
 
 def load_lips(path: str | os.PathLike[str], *, fps: float | None = None) -> Lips:
@@ -71,11 +73,23 @@ def load_lips(path: str | os.PathLike[str], *, fps: float | None = None) -> Lips
     return Lips(frames, float(rate.item()))
 
 
-def lips_from_array(frames: Shaped[np.ndarray, "..."], fps: float) -> Lips:
-    """The same for frames in memory, (frame, 67, 67). Raises InputError as `load_lips` does."""
+def lips_from_array(
+    frames: Shaped[np.ndarray, "..."],
+    fps: float,
+    mask: Shaped[np.ndarray, "frame"] | None = None,
+) -> Lips:
+    """The same for frames in memory, (frame, 67, 67), and which of them show a mouth. Raises InputError likewise."""
     if not 0 < fps < np.inf:
         raise InputError(f"lips: fps is {fps}: give one positive number, such as 25")
-    return Lips(_checked(frames, "lips="), float(fps))
+    frames = _checked(frames, "lips=")
+    if mask is not None:
+        mask = np.asarray(mask)
+        if mask.shape != (len(frames),) or mask.dtype != bool:
+            raise InputError(
+                f"lips_mask is {mask.dtype} of shape {mask.shape}, the lips have {len(frames)} frames: give True or "
+                "False for each"
+            )
+    return Lips(frames, float(fps), mask)
 
 
 def lips_on_grid(
@@ -87,11 +101,22 @@ def lips_on_grid(
     `duration` (of the sound, in seconds) its last picture is held; up to 0.25 s after is dropped.
     Raises InputError for a larger difference.
     """
-    n = len(lips.frames)
-    check_length(n, lips.fps, duration)
+    check_length(len(lips.frames), lips.fps, duration)
+    return lips.frames[_shown(lips, times)]
+
+
+def mask_on_grid(lips: Lips, times: Float[np.ndarray, "frame"]) -> Bool[np.ndarray, "frame"] | None:
+    """Whether the picture at each of `times` shows a mouth; None where all do."""
+    if lips.mask is None:
+        return None
+    held: np.ndarray = lips.mask[_shown(lips, times)]
+    return None if held.all() else held
+
+
+def _shown(lips: Lips, times: Float[np.ndarray, "frame"]) -> Int[np.ndarray, "frame"]:
     # A time on the border of two pictures, k/fps, may fall short of it by rounding.
     shown = np.floor(times * lips.fps + 1e-6).astype(np.int64)
-    return lips.frames[np.clip(shown, 0, n - 1)]
+    return np.clip(shown, 0, len(lips.frames) - 1)
 
 
 def check_length(num_frames: int, fps: float, duration: float) -> None:
