@@ -109,7 +109,9 @@ def posterior(frames: int, device: torch.device) -> tuple[CollapsedTarget, Tenso
     prior = prior.to(device)
     waveform = torch.from_numpy((mixed / np.abs(mixed).max()).astype(np.float32))
     x = stft.analyse(waveform.to(device))
-    separation = MCEM(iterations=30, learn_gain=False)(prior, x, seed=0)
+    separation = MCEM(iterations=30, noise=replace(NoiseModel.paper(), gain="none"))(
+        prior, x, seed=0
+    )
     noise_variance = nmf_noise_variance(separation.dictionary, separation.activations)
     n = (len(x) // 3 + torch.arange(frames, device=device)) % len(x)  # begins amid speech
     r = torch.ones(1, frames, device=device)

@@ -19,12 +19,12 @@ from pyro_avse.data.lips import lips_on_grid, load_lips
 from pyro_avse.data.noise import mix_at_snr
 from pyro_avse.demo import CLIPS
 from pyro_avse.inference import VEM, RandomWalk, run_chains
-from pyro_avse.inference.nmf import is_nmf_update_H, is_nmf_update_W
+from pyro_avse.inference.nmf import initial_factors, is_nmf_update_H, is_nmf_update_W
 from pyro_avse.inference.target import MeanFieldTarget
 from pyro_avse.inference.vem import latent_responsibilities
 from pyro_avse.inference.wiener import average_speech_variance, wiener_posterior
 from pyro_avse.metrics import score
-from pyro_avse.models.nmf_noise import initial_factors, nmf_noise_variance
+from pyro_avse.models.nmf_noise import nmf_noise_variance
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--iterations", type=int, default=100)
@@ -52,7 +52,7 @@ x = stft.analyse(torch.from_numpy(mixture.astype(np.float32)))
 seen = torch.from_numpy(lips_on_grid(lips, stft.frame_times(len(x)), duration=len(mixture) / 16000))
 rng = torch.Generator().manual_seed(0)
 
-W, H = initial_factors(x.abs().square(), rank=10, rng=rng)  # noise variance W H (28)
+W, H = initial_factors(x.abs().square(), NoiseModel.paper(), rng=rng)  # noise variance W H (28)
 z = prior.initial_codes(x.abs().square(), seen)[None]  # one chain, started at the lips' code
 m, nu = x, torch.zeros_like(x.abs())  # r(s): to begin with, all is speech
 r = torch.full((2, len(x)), 0.5)  # r(alpha_n), component 0 is audio

@@ -22,9 +22,9 @@ from torch import Tensor
 
 from pyro_avse.distributions import unchecked_normal
 from pyro_avse.errors import Divergence
-from pyro_avse.inference.nmf import Activations, Dictionary
+from pyro_avse.inference.nmf import Activations, Dictionary, initial_factors
 from pyro_avse.inference.run import unchecked
-from pyro_avse.models.nmf_noise import NoiseModel, initial_factors
+from pyro_avse.models.nmf_noise import NoiseModel
 from pyro_avse.typing import (
     FrameMask,
     InputError,

@@ -25,11 +25,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from pyro_avse.distributions import update_mixing_weight
 from pyro_avse.inference.em import EMState, Observation, frame_weight, noise_and_weights
 from pyro_avse.inference.m_step import Response, m_step
 from pyro_avse.inference.target import CollapsedTarget
 from pyro_avse.inference.wiener import Draws, Gain, Weights, monte_carlo_wiener
-from pyro_avse.models.mixture import update_mixing_weight
 from pyro_avse.models.nmf_noise import NoiseModel, nmf_noise_variance, response_basis
 from pyro_avse.typing import Chains, Separation
 

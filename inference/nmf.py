@@ -1,4 +1,4 @@
-"""Multiplicative updates of Itakura-Saito NMF: the M-step of the noise model. [Sadeghi2021] (42), (43)
+"""Multiplicative updates of Itakura-Saito NMF: the M-step of the noise model, and where it starts. (42), (43)
 
 They lower the cost  sum_fn V_fn / (W H)_fn + log (W H)_fn,  that is, raise (41), in which V is the expected noise
 power. For each factor the cost is majorised by phi h_old^2 / h + psi h. Exponent 1/2 steps to the minimum of that
@@ -15,12 +15,14 @@ Frames with odd numbers have neighbours with even ones, so that half of H moves 
 Time runs down: W is (rank, freq), H (frame, rank), W H is H @ W.
 """
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import pad
 
-from pyro_avse.models.nmf_noise import nmf_noise_variance
+from pyro_avse.models.nmf_noise import VARIANCE_FLOOR, NoiseModel, nmf_noise_variance
 from pyro_avse.typing import FrameMask, Power
 
 Dictionary = Float[Tensor, "*utterance rank freq"]
@@ -118,3 +120,57 @@ def normalise(W: Dictionary, H: Activations) -> tuple[Dictionary, Activations]:
 
 def _keep(x: Power, mask: FrameMask | None) -> Power:
     return x if mask is None else torch.where(mask[..., None], x, 0)
+
+
+def initial_factors(
+    power: Power,
+    noise: NoiseModel,
+    *,
+    mask: FrameMask | None = None,
+    rng: torch.Generator,
+) -> tuple[Float[Tensor, "*utterance rank freq"], Float[Tensor, "*utterance frame rank"]]:
+    """W and H at random, W's spectra summing to 1.
+
+    W H is on average as loud as the mixture, `mixture_level`. (The papers draw both from [0, 1], which is that only for
+    recordings of one level. From a start far too quiet the noise model never grows: the first E-step has by then
+    explained the mixture as speech. From one far too loud, as this one is at frequencies where there is little noise,
+    it takes weak speech.) Where the model is `stationary` it is, at every frequency, on average as loud as the noise
+    that is always there, `stationary_spectrum`; and where it is smooth H starts the same in every frame.
+    """
+    *utterances, frames, freqs = power.shape
+    rank = noise.rank
+    W = power.new_empty(*utterances, rank, freqs).uniform_(generator=rng)
+    if noise.smoothness:
+        H = power.new_full((*utterances, frames, rank), 0.5)
+    else:
+        H = power.new_empty(*utterances, frames, rank).uniform_(generator=rng)
+    if noise.stationary:  # a product of two numbers, each 1/2 on average
+        W = W * (stationary_spectrum(power, mask)[..., None, :] / (0.25 * rank))
+        H = H * W.sum(-1)[..., None, :]
+    else:
+        H = H * (mixture_level(power, mask)[..., None, None] * freqs / (0.5 * rank))
+    return W / W.sum(-1, keepdim=True), H
+
+
+def mixture_level(power: Power, mask: FrameMask | None = None) -> Float[Tensor, "*utterance"]:
+    """Mean power of a coefficient. Padding sets no level."""
+    if mask is None:
+        return power.mean((-2, -1))
+    return torch.where(mask[..., None], power, 0).mean(-1).sum(-1) / mask.sum(-1)
+
+
+def stationary_spectrum(
+    power: Power, mask: FrameMask | None = None
+) -> Float[Tensor, "*utterance freq"]:
+    """The variance of noise that is always there, from the quiet frames of every frequency [Martin 2001].
+
+    Of stationary Gaussian noise |x|^2 is exponential, and the quantile below which a share q of the frames lies is
+    -log(1 - q) times its variance. q is 1/5: so often, speech is silent or elsewhere. Where those frames are digital
+    silence, the mixture's mean less 30 dB: a factor that starts at zero never grows.
+    """
+    kept = torch.ones_like(power[..., :1]).bool() if mask is None else mask[..., None]
+    frames = kept.sum(-2, keepdim=True)
+    quietest_first = torch.where(kept, power, torch.inf).sort(dim=-2).values
+    quantile = quietest_first.take_along_dim(frames // 5, dim=-2) / -math.log(1 - 1 / 5)
+    mean = torch.where(kept, power, 0).sum(-2, keepdim=True) / frames
+    return torch.maximum(quantile, 1e-3 * mean).clamp_min(VARIANCE_FLOOR)[..., 0, :]

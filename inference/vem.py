@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pyro_avse.distributions import align_components
+from pyro_avse.distributions import align_components, update_mixing_weight
 from pyro_avse.inference.adaptation import Adaptation
 from pyro_avse.inference.em import (
     EM,
@@ -46,7 +46,6 @@ from pyro_avse.inference.wiener import (
     averaged_wiener_filter,
     wiener_posterior,
 )
-from pyro_avse.models.mixture import update_mixing_weight
 from pyro_avse.models.nmf_noise import NoiseModel, log_prior, nmf_noise_variance
 from pyro_avse.typing import (
     Chains,

@@ -18,7 +18,7 @@ from pyro.distributions import Categorical, Independent, MixtureSameFamily, Norm
 from torch import Tensor
 
 from pyro_avse.distributions import align_components, complex_normal_log_prob
-from pyro_avse.typing import FrameMask, MixingWeight, Power, Responsibilities, SpeechPrior
+from pyro_avse.typing import MixingWeight, Power, Responsibilities, SpeechPrior
 
 
 def gaussian_kl(q: Independent, p: Independent) -> Float[Tensor, "*batch"]:
@@ -100,15 +100,6 @@ def bernoulli_kl(
     """
     r, pi = responsibilities, mixing_weight[..., None]
     return (torch.xlogy(r, r) - torch.xlogy(r, pi)).sum(0)
-
-
-def update_mixing_weight(
-    responsibilities: Responsibilities, mask: FrameMask | None = None
-) -> MixingWeight:
-    """pi = mean over frames of r(alpha_n), padding left out. [Sadeghi2021] (25), (44)"""
-    if mask is None:
-        return responsibilities.mean(-1)
-    return torch.where(mask, responsibilities, 0).sum(-1) / mask.sum(-1)
 
 
 def mixture_posterior(q: Independent, responsibilities: Responsibilities) -> MixtureSameFamily:

@@ -76,12 +76,14 @@ class NoiseModel:
                 'needs gain="recording", or give 0'
             )
 
+    @classmethod
+    def paper(cls, rank: int = 10) -> "NoiseModel":
+        """The papers': bare NMF, a gain a frame, nothing with a prior."""
+        return cls(rank, smoothness=0.0, gain="frame", response=0, stationary=False)
 
-NOISE_MODELS = {
-    "smooth": NoiseModel(),
-    "paper": NoiseModel(rank=10, smoothness=0.0, gain="frame", response=0, stationary=False),
-}
-"""By name: ours, and the papers', bare NMF with a gain a frame."""
+
+NOISE_MODELS = {"smooth": NoiseModel(), "paper": NoiseModel.paper()}
+"""By name: ours, and the papers'."""
 
 
 def noise_prior(noise: NoiseModel, num_frames: int, num_freqs: int, level: float = 1.0) -> Tensor:
@@ -160,57 +162,3 @@ def nmf_noise(
     variance = nmf_noise_variance(dictionary, activations)
     with pyro.plate("frame", len(variance)):
         return pyro.sample("b", ComplexNormal(0, variance.log()).to_event(1))
-
-
-def initial_factors(
-    power: Power,
-    noise: NoiseModel,
-    *,
-    mask: FrameMask | None = None,
-    rng: torch.Generator,
-) -> tuple[Float[Tensor, "*utterance rank freq"], Float[Tensor, "*utterance frame rank"]]:
-    """W and H at random, W's spectra summing to 1.
-
-    W H is on average as loud as the mixture, `mixture_level`. (The papers draw both from [0, 1], which is that only for
-    recordings of one level. From a start far too quiet the noise model never grows: the first E-step has by then
-    explained the mixture as speech. From one far too loud, as this one is at frequencies where there is little noise,
-    it takes weak speech.) Where the model is `stationary` it is, at every frequency, on average as loud as the noise
-    that is always there, `stationary_spectrum`; and where it is smooth H starts the same in every frame.
-    """
-    *utterances, frames, freqs = power.shape
-    rank = noise.rank
-    W = power.new_empty(*utterances, rank, freqs).uniform_(generator=rng)
-    if noise.smoothness:
-        H = power.new_full((*utterances, frames, rank), 0.5)
-    else:
-        H = power.new_empty(*utterances, frames, rank).uniform_(generator=rng)
-    if noise.stationary:  # a product of two numbers, each 1/2 on average
-        W = W * (stationary_spectrum(power, mask)[..., None, :] / (0.25 * rank))
-        H = H * W.sum(-1)[..., None, :]
-    else:
-        H = H * (mixture_level(power, mask)[..., None, None] * freqs / (0.5 * rank))
-    return W / W.sum(-1, keepdim=True), H
-
-
-def mixture_level(power: Power, mask: FrameMask | None = None) -> Float[Tensor, "*utterance"]:
-    """Mean power of a coefficient. Padding sets no level."""
-    if mask is None:
-        return power.mean((-2, -1))
-    return torch.where(mask[..., None], power, 0).mean(-1).sum(-1) / mask.sum(-1)
-
-
-def stationary_spectrum(
-    power: Power, mask: FrameMask | None = None
-) -> Float[Tensor, "*utterance freq"]:
-    """The variance of noise that is always there, from the quiet frames of every frequency [Martin 2001].
-
-    Of stationary Gaussian noise |x|^2 is exponential, and the quantile below which a share q of the frames lies is
-    -log(1 - q) times its variance. q is 1/5: so often, speech is silent or elsewhere. Where those frames are digital
-    silence, the mixture's mean less 30 dB: a factor that starts at zero never grows.
-    """
-    kept = torch.ones_like(power[..., :1]).bool() if mask is None else mask[..., None]
-    frames = kept.sum(-2, keepdim=True)
-    quietest_first = torch.where(kept, power, torch.inf).sort(dim=-2).values
-    quantile = quietest_first.take_along_dim(frames // 5, dim=-2) / -math.log(1 - 1 / 5)
-    mean = torch.where(kept, power, 0).sum(-2, keepdim=True) / frames
-    return torch.maximum(quantile, 1e-3 * mean).clamp_min(VARIANCE_FLOOR)[..., 0, :]

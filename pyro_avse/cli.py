@@ -5,6 +5,7 @@ Heavy imports stand inside the commands, so that --help is quick.
 """
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -87,6 +88,24 @@ def enhance(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Sound or video to write.")
     ] = None,
+    strength: Annotated[
+        float,
+        typer.Option(
+            help="0: the recording as it is, 1: all that is found to be noise is taken off."
+        ),
+    ] = 1.0,
+    noise_out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Sound to write what was taken off to: with the output it sums to the recording."
+        ),
+    ] = None,
+    noise_model: Annotated[
+        str | None,
+        typer.Option(
+            help="What is assumed of the noise: smooth (the default), or paper: bare NMF, a gain a frame."
+        ),
+    ] = None,
     reference: Annotated[Path | None, typer.Option(help="Clean speech, to score against.")] = None,
     channel: Annotated[str, typer.Option(help="first, mean, or an index from 0.")] = "first",
     iterations: Annotated[int | None, typer.Option(min=1, help="EM iterations at most.")] = None,
@@ -105,18 +124,19 @@ def enhance(
     from pyro_avse.data.audio import Blocks, check_writable, load_audio, save_audio
     from pyro_avse.data.lips import lips_from_array, load_lips
     from pyro_avse.data.utterance import kind_of
-    from pyro_avse.enhancer import Enhancer
+    from pyro_avse.enhancer import Enhancer, check_strength
     from pyro_avse.long import open_sound
     from pyro_avse.measure import check_same_length, measure
     from pyro_avse.protocol import build_scheme
 
     if fps is not None and lips is None:
         raise InputError("--fps is of --lips, which is not given: leave it out")
+    check_strength(strength)
     torch.set_num_threads(threads)  # those that wait for a busy core cost far more than they bring
     output = Path(f"{noisy.stem}_enhanced.wav") if output is None else output
     settings = {} if kernel is None else {"kernel": kernel}
     settings |= {"adapt": "robbins_monro"} if adapt else {}
-    scheme = build_scheme(inference, settings, iterations)
+    scheme = build_scheme(inference, settings, iterations, noise_model)
     audio = open_sound(noisy, channel=channel, block=block)
     if isinstance(audio, Blocks) and reference is not None:
         raise InputError(
@@ -128,8 +148,13 @@ def enhance(
         check_video(output, noisy)
     else:
         check_writable(output)
-    if output.exists() and output.samefile(noisy):
-        raise InputError(f"{output} is the recording itself: name another file with -o")
+    if noise_out is not None:
+        check_writable(noise_out)
+    for written in filter(None, (output, noise_out)):
+        if written.exists() and written.samefile(noisy):
+            raise InputError(f"{written} is the recording itself: name another file")
+    if noise_out is not None and os.path.realpath(noise_out) == os.path.realpath(output):
+        raise InputError(f"{noise_out} is the output too: name another file with --noise-out")
     prior, stft = load_prior(model)
     notes: list[str] = []
     seen, video = None, noisy if lips is None and prior.uses_lips else lips
@@ -144,7 +169,7 @@ def enhance(
     enhancer = Enhancer(prior, scheme, stft=stft, device=device)
     clean = None
     if isinstance(audio, Blocks):
-        row = _enhance_blocks(enhancer, audio, seen, noisy, output, seed)
+        row = _enhance_blocks(enhancer, audio, seen, noisy, output, noise_out, strength, seed)
         row |= {"model": model, "inference": inference}
         for note in notes:
             say(note)
@@ -156,12 +181,17 @@ def enhance(
         for note in notes:
             say(note)
         say(f"{noisy}: {len(audio.waveform) / 16000:.2f} s with {model} and {inference}")
-        result, row = measure(enhancer, recording, model, inference, clean, seed)
+        result, row = measure(enhancer, recording, model, inference, clean, seed, strength=strength)
+        speech = result.mix(strength)
         if kind_of(output) == "video":
-            copy_pictures(output, noisy, result.speech, result.sample_rate)
+            copy_pictures(output, noisy, speech, result.sample_rate)
         else:
-            save_audio(output, result.speech, result.sample_rate)
+            save_audio(output, speech, result.sample_rate)
+        if noise_out is not None:
+            save_audio(noise_out, result.recording - speech, result.sample_rate)
     row["files"] = {"speech": str(output)}
+    if noise_out is not None:
+        row["files"]["noise"] = str(noise_out)
     say(f"wrote {output} in {row['seconds']:.1f} s ({row['real_time_factor']:.2f} x real time)")
     if as_json:
         print(json.dumps(row))
@@ -170,22 +200,39 @@ def enhance(
 
 
 def _enhance_blocks(
-    enhancer: Any, blocks: Any, lips: Any, noisy: Path, output: Path, seed: int
+    enhancer: Any,
+    blocks: Any,
+    lips: Any,
+    noisy: Path,
+    output: Path,
+    noise_out: Path | None,
+    strength: float,
+    seed: int,
 ) -> dict[str, Any]:
-    """Enhance a long recording into `output`; its row."""
+    """Enhance a long recording into `output`, and what was taken off into `noise_out`; its row."""
     import numpy as np
 
-    from pyro_avse.data.audio import save_pieces
+    from pyro_avse.data.audio import save_audio, save_together
     from pyro_avse.data.utterance import kind_of
+    from pyro_avse.enhancer import mix
     from pyro_avse.long import measure_blocks
 
     def write(pieces: Iterator[Any]) -> None:
+        def pairs() -> Iterator[tuple[Any, ...]]:
+            for piece in pieces:
+                speech = mix(piece.recording, piece.speech, strength)
+                yield (speech,) if noise_out is None else (speech, piece.recording - speech)
+
         if kind_of(output) == "video":
             from pyro_avse.data.video import copy_pictures
 
-            copy_pictures(output, noisy, np.concatenate(list(pieces)), blocks.sample_rate)
+            speech, *noise = (np.concatenate(parts) for parts in zip(*pairs(), strict=True))
+            copy_pictures(output, noisy, speech, blocks.sample_rate)
+            if noise_out is not None:
+                save_audio(noise_out, noise[0], blocks.sample_rate)
         else:
-            save_pieces(output, pieces, blocks.sample_rate)
+            paths = [output] if noise_out is None else [output, noise_out]
+            save_together(paths, pairs(), blocks.sample_rate)
 
     with progress_bar() as update:
         return measure_blocks(enhancer, blocks, lips, write, seed=seed, progress=update)

@@ -21,6 +21,8 @@ from torch import Tensor
 from torch.distributions import biject_to, constraints, transform_to
 from torch.distributions.transforms import identity_transform
 
+from pyro_avse.typing import FrameMask, MixingWeight, Responsibilities
+
 
 class _Complex(constraints.Constraint):
     """Complex numbers, real ones among them; not NaN."""
@@ -188,3 +190,12 @@ def unchecked_normal(
 ) -> Independent:
     """N(mean, diag scale^2) with event (latent,), whose values nobody checks: on a GPU to look at one is to wait."""
     return Independent(Normal(mean, scale, validate_args=False), 1)
+
+
+def update_mixing_weight(
+    responsibilities: Responsibilities, mask: FrameMask | None = None
+) -> MixingWeight:
+    """pi = mean over frames of r(alpha_n), padding left out. [Sadeghi2021] (25), (44)"""
+    if mask is None:
+        return responsibilities.mean(-1)
+    return torch.where(mask, responsibilities, 0).sum(-1) / mask.sum(-1)

@@ -68,11 +68,16 @@ def mix(
     recording: Float32[np.ndarray, "sample"], speech: Float32[np.ndarray, "sample"], strength: float
 ) -> Float32[np.ndarray, "sample"]:
     """What `Enhanced.mix` says, of any two waveforms."""
-    if not 0 <= strength <= 1:
-        raise InputError(f"strength is {strength}: give a number from 0, the recording, to 1")
+    check_strength(strength)
     if strength == 1:  # to the last bit
         return speech
     return (recording + np.float32(strength) * (speech - recording)).astype(np.float32)
+
+
+def check_strength(strength: float) -> None:
+    """Raises InputError for a strength outside of 0 to 1."""
+    if not 0 <= strength <= 1:
+        raise InputError(f"strength is {strength}: give a number from 0, the recording, to 1")
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,8 @@ class Piece:
 
     speech: Float32[np.ndarray, "sample"]
     """At the recording's rate and level."""
+    recording: Float32[np.ndarray, "sample"]
+    """As it came."""
     block: Enhanced | None
     """What the whole block gave, nothing faded; None for digital silence, which is no work."""
 
@@ -83,7 +85,7 @@ def enhance_blocks(
         else:
             block, speech = None, np.zeros(audio.num_samples, np.float32)
         speech[: len(held)] = held + fade_in(len(held)) * speech[: len(held)]
-        yield Piece(speech[: end - start], block)
+        yield Piece(speech[: end - start], audio.original[: end - start], block)
         shared = speech[end - start :]
         held = (1 - fade_in(len(shared))) * shared
 
@@ -118,7 +120,7 @@ def measure_blocks(
     enhancer: Enhancer,
     blocks: Blocks,
     lips: Lips | None,
-    write: Callable[[Iterator[Float32[np.ndarray, "sample"]]], None],
+    write: Callable[[Iterator[Piece]], None],
     *,
     seed: int = 0,
     progress: Callable[[float, str], None] = lambda done, text: None,
@@ -129,13 +131,13 @@ def measure_blocks(
     """
     start, count, iterations = time.perf_counter(), len(blocks.spans), 0
 
-    def pieces() -> Iterator[Float32[np.ndarray, "sample"]]:
+    def pieces() -> Iterator[Piece]:
         nonlocal iterations
         for index, piece in enumerate(enhance_blocks(enhancer, blocks, lips, seed=seed), 1):
             if piece.block is not None:
                 iterations = max(iterations, len(piece.block.objective))
             progress(index / count, f"{index} of {count} blocks")
-            yield piece.speech
+            yield piece
 
     write(pieces())
     seconds = time.perf_counter() - start

@@ -3,7 +3,7 @@
 import time
 
 from pyro_avse.data.audio import SAMPLE_RATE, Audio
-from pyro_avse.enhancer import Enhanced, Enhancer, Recording
+from pyro_avse.enhancer import Enhanced, Enhancer, Recording, mix
 from pyro_avse.metrics import Scores, score
 from pyro_avse.typing import JSON, InputError
 
@@ -27,11 +27,12 @@ def measure(
     seed: int,
     *,
     before: Scores | None = None,
+    strength: float = 1.0,
 ) -> tuple[Enhanced, JSON]:
     """Enhance a recording; the result, and its row: time, and scores before and after where `clean` is given.
 
-    `before` are the recording's own scores, where they are already known. `iterations` is the length of the objective:
-    of `nuts` its draws, of `auto_normal` its steps.
+    The scores after are of `Enhanced.mix(strength)`; `before` are the recording's own, where they are already known.
+    `iterations` is the length of the objective: of `nuts` its draws, of `auto_normal` its steps.
     """
     start = time.perf_counter()
     result = enhancer.separate(recording, seed=seed)
@@ -48,7 +49,8 @@ def measure(
     }
     if clean is not None:
         row["input"] = (before or score(audio.waveform, clean.waveform)).as_dict()
-        row["output"] = score(result.speech_16k, clean.waveform).as_dict()
+        heard = mix(audio.waveform, result.speech_16k, strength)
+        row["output"] = score(heard, clean.waveform).as_dict()
     return result, row
 
 

@@ -33,11 +33,11 @@ from torch import Tensor
 from pyro_avse.checkpoint import load_state
 from pyro_avse.data.augment import augment_lips, tilt_spectra
 from pyro_avse.data.frames import Frames
+from pyro_avse.distributions import update_mixing_weight
 from pyro_avse.models.mixture import (
     component_elbo_terms,
     component_negative_elbo,
     mixture_free_energy,
-    update_mixing_weight,
     update_responsibilities,
 )
 from pyro_avse.recipe import Recipe

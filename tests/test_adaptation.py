@@ -27,6 +27,7 @@ from pyro_avse.inference.gibbs import Gibbs
 from pyro_avse.inference.hmc import HMC
 from pyro_avse.inference.mala import MALA
 from pyro_avse.inference.pcn import PCN
+from pyro_avse.models.nmf_noise import NoiseModel
 from pyro_avse.typing import Info, InputError, Kernel, State, Target
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -294,7 +295,7 @@ def test_a_scheme_stops_where_its_objective_is_not_finite(
 ) -> None:
     """The iteration and the cure in one line, and the chains of that E-step."""
     kernel: Kernel = Leaves()
-    settings = {"iterations": 5, "warmup": 1, "draws": 2, "rank": 2}
+    settings = {"iterations": 5, "warmup": 1, "draws": 2, "noise": NoiseModel.paper(2)}
     x = torch.randn(6, 7, dtype=torch.complex128)
     with pytest.raises(Divergence, match=r"not finite in iteration 3: .* smaller step") as stop:
         scheme(kernel=kernel, **settings)(small_prior("a_vae"), x)
@@ -330,7 +331,9 @@ def test_a_divergence_inside_an_e_step_names_the_iteration(
     name: str, small_prior: Callable[..., Any]
 ) -> None:
     """Scheme, iteration, kernel, and the first draw that is lost."""
-    scheme = SCHEMES[name](kernel=Lost(), iterations=5, chains=1, warmup=1, draws=4, rank=2)
+    scheme = SCHEMES[name](
+        kernel=Lost(), iterations=5, chains=1, warmup=1, draws=4, noise=NoiseModel.paper(2)
+    )
     found = rf"^{name}, iteration 3: Lost: .* 6 of 6 frames is not finite, first in draw 2 of 4: "
     with pytest.raises(Divergence, match=found):
         scheme(small_prior("a_vae"), torch.randn(6, 7, dtype=torch.complex128))

@@ -15,6 +15,7 @@ from torch.distributions import Exponential, MultivariateNormal, kl_divergence
 from pyro_avse.inference import VEM, RandomWalk
 from pyro_avse.models import AVVAE
 from pyro_avse.models.mixture import component_negative_elbo
+from pyro_avse.models.nmf_noise import NoiseModel
 from pyro_avse.typing import InputError
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -233,7 +234,7 @@ def test_without_weight_on_the_lips_it_is_an_a_vae(small_prior, random_power, ra
     torch.testing.assert_close(*gradients)
 
     x = torch.randn(5, 7, dtype=torch.complex128)
-    scheme = VEM(RandomWalk(0.5), iterations=3, warmup=3, draws=3, rank=2)
+    scheme = VEM(RandomWalk(0.5), iterations=3, warmup=3, draws=3, noise=NoiseModel.paper(2))
     own, other = scheme(prior, x, lips), scheme(audio, x)
     torch.testing.assert_close(own.chains.draws, other.chains.draws, rtol=0, atol=1e-10)
     torch.testing.assert_close(own.speech, other.speech)

@@ -22,14 +22,17 @@ from pyro_avse.enhancer import Enhanced, Enhancer, Recording
 from pyro_avse.evaluation import evaluate
 from pyro_avse.inference import LDEM, MCEM, SCHEMES, VEM
 from pyro_avse.metrics import score
+from pyro_avse.models.nmf_noise import NoiseModel
 from pyro_avse.results import load_results
 from pyro_avse.stft import STFT
 from pyro_avse.typing import InputError, Scheme
 
 Same = Callable[[pd.DataFrame, pd.DataFrame], None]
 QUICK: dict[str, Scheme] = {
-    "vem": VEM(iterations=3, warmup=2, draws=2, rank=3),
-    "mcem": MCEM(iterations=3, warmup=2, draws=2, final_warmup=2, final_draws=2, rank=3),
+    "vem": VEM(iterations=3, warmup=2, draws=2, noise=NoiseModel(3)),
+    "mcem": MCEM(
+        iterations=3, warmup=2, draws=2, final_warmup=2, final_draws=2, noise=NoiseModel(3)
+    ),
 }
 LENGTHS = (9000, 16000, 12345)
 
@@ -99,7 +102,7 @@ def test_a_scheme_that_forgets_the_mask_is_found(
         def __call__(self, *args: Any, mask: Any = None, **kwargs: Any) -> Any:
             return super().__call__(*args, **kwargs)
 
-    scheme = Forgets(iterations=3, warmup=2, draws=2, rank=3)
+    scheme = Forgets(iterations=3, warmup=2, draws=2, noise=NoiseModel(3))
     enhancer = Enhancer(tiny_prior("a_vae"), scheme, device="cpu")
     plain = enhancer.batch(three(enhancer))
     padded_with(200.0, monkeypatch)
@@ -141,8 +144,8 @@ def test_one_alone_is_a_single_run(tiny_prior: Any) -> None:
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_every_scheme_takes_a_batch(scheme: str, tiny_prior: Any) -> None:
     """None is refused: finite speech of every recording, and no louder than the mixture."""
-    few: dict[str, Any] = {"iterations": 1, "rank": 2}
-    tiny = MCEM(iterations=1, warmup=1, draws=1, final_warmup=1, final_draws=1, rank=2)
+    few: dict[str, Any] = {"iterations": 1, "noise": NoiseModel(2)}
+    tiny = MCEM(iterations=1, warmup=1, draws=1, final_warmup=1, final_draws=1, noise=NoiseModel(2))
     inside: dict[str, dict[str, Any]] = {
         "nuts": {"mcem": tiny, "warmup": 1, "draws": 1, "max_tree_depth": 1},
         "auto_normal": {"mcem": tiny, "steps": 1, "draws": 1},

@@ -36,9 +36,10 @@ from pyro_avse.inference.nuts import NUTS
 from pyro_avse.inference.random_walk import RandomWalk
 from pyro_avse.inference.ula import ULA
 from pyro_avse.models import AVAE, MINVAEv2
+from pyro_avse.models.nmf_noise import NoiseModel
 from pyro_avse.typing import InputError, Separation
 
-QUICK = {"iterations": 2, "warmup": 2, "draws": 2, "rank": 2}
+QUICK = {"iterations": 2, "warmup": 2, "draws": 2, "noise": NoiseModel(2)}
 SCHEMES = {"vem": VEM(**QUICK), "mcem": MCEM(**QUICK)}
 LONG_RUN = {"draws": 30, "warmup": 40, "chains": 3, "device": "cpu"}
 TIMED = {"seconds", "ess_per_second_min", "ess_per_second_median"}
@@ -147,7 +148,7 @@ def test_schemes_that_weigh_or_draw_themselves(clip: Clip, a_vae: AVAE) -> None:
     """importance's own weights and nuts's own draws over all their seconds, which the rows say; and no R-hat of one."""
     mcem = MCEM(**QUICK, final_warmup=1, final_draws=1)
     schemes: dict[str, Any] = {
-        "importance": Importance(iterations=2, draws=4, final_draws=8, rank=2),
+        "importance": Importance(iterations=2, draws=4, final_draws=8, noise=NoiseModel(2)),
         "nuts": NUTS(mcem=mcem, warmup=2, draws=4, max_tree_depth=1),
         "auto_normal": AutoNormal(mcem=mcem, steps=3, draws=4),
     }

@@ -20,6 +20,7 @@ from pyro_avse.inference import (
 from pyro_avse.inference.compiled import leaves, rebuild, signature
 from pyro_avse.inference.gibbs import Gibbs
 from pyro_avse.inference.target import CollapsedTarget
+from pyro_avse.models.nmf_noise import NoiseModel
 from pyro_avse.typing import Info, InputError, Kernel, State, Target
 
 pytestmark = [
@@ -97,7 +98,7 @@ def test_in_a_scheme_it_changes_nothing(
     prior: Any = small_prior("a_vae")
     x = torch.polar(random_power(4, 7), random_power(4, 7))
     compiled = Compiled(RandomWalk(), steps=3)
-    settings: Any = {"iterations": 3, "warmup": 4, "draws": 2, "rank": 2}
+    settings: Any = {"iterations": 3, "warmup": 4, "draws": 2, "noise": NoiseModel.paper(2)}
     own = VEM(**settings)(prior, x)
     found = VEM(kernel=compiled, **settings)(prior, x)
     torch.testing.assert_close(found.speech, own.speech, rtol=0, atol=1e-10)

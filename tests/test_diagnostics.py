@@ -37,6 +37,7 @@ from pyro_avse.inference.independence import guide_proposal
 from pyro_avse.inference.ldem import LDEM
 from pyro_avse.inference.mala import MALA
 from pyro_avse.inference.target import CollapsedTarget
+from pyro_avse.models.nmf_noise import NoiseModel
 from pyro_avse.plots import diagnosis_figures
 from pyro_avse.streaming import load_draws, stream_chains
 from pyro_avse.typing import Chains, Info, State
@@ -187,7 +188,9 @@ def test_one_chain_cannot_be_judged() -> None:
 def test_a_long_run_goes_on_from_the_scheme(small_prior: Callable[..., Any]) -> None:
     """`sample_posterior`: a seed decides; steps are found and frozen; one chain starts where the scheme's stands."""
     x = torch.randn(6, 7, dtype=torch.complex128)
-    result = MCEM(iterations=2, warmup=2, draws=2, chains=3, rank=2)(small_prior("a_vae"), x)
+    result = MCEM(iterations=2, warmup=2, draws=2, chains=3, noise=NoiseModel.paper(2))(
+        small_prior("a_vae"), x
+    )
     runs = [
         sample_posterior(result, RandomWalk(), draws=30, warmup=20, chains=4, seed=s)
         for s in (1, 1, 2)
@@ -241,7 +244,7 @@ def test_starts_are_of_the_prior(small_prior: Callable[..., Any]) -> None:
     """Component after component, of 4000 chains: mean and deviation within 5 standard errors (1 in 10^5 seeds)."""
     prior, x = small_prior("min_vae_v2"), torch.randn(3, 7, dtype=torch.complex128)
     lips = torch.rand(3, 67, 67)
-    result = MCEM(iterations=1, warmup=1, draws=1, rank=2)(prior, x, lips)
+    result = MCEM(iterations=1, warmup=1, draws=1, noise=NoiseModel.paper(2))(prior, x, lips)
     starts = starting_points(result, 8001, rng=torch.Generator().manual_seed(0))
     assert torch.equal(starts[0], result.z[0])
     p = prior.latent_prior(lips)
@@ -255,7 +258,9 @@ def test_smooth_codes_can_be_diagnosed(small_prior: Callable[..., Any]) -> None:
     """Under ldem's penalty an utterance is one event: the diagnosis has its frames, of one acceptance."""
     x = torch.randn(5, 7, dtype=torch.complex128)
     quick = {"iterations": 1, "warmup": 1, "draws": 1, "final_warmup": 1, "final_draws": 1}
-    scheme = LDEM(kernel=MALA(0.1), total_variation=1.0, chains=2, rank=2, **quick)
+    scheme = LDEM(
+        kernel=MALA(0.1), total_variation=1.0, chains=2, noise=NoiseModel.paper(2), **quick
+    )
     result = scheme(small_prior("a_vae"), x)
     drawn, _ = sample_posterior(result, scheme.kernel, draws=40, warmup=40)
     assert drawn.log_density.shape == (4, 40)

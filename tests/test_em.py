@@ -14,13 +14,12 @@ from scipy.stats import binom
 from torch import Tensor
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
-from pyro_avse.distributions import ComplexNormal, complex_normal_log_prob
+from pyro_avse.distributions import ComplexNormal, complex_normal_log_prob, update_mixing_weight
 from pyro_avse.inference import RandomWalk, run_chains
 from pyro_avse.models import AVAE
 from pyro_avse.models.mixture import (
     gaussian_kl,
     mixture_free_energy,
-    update_mixing_weight,
     update_responsibilities,
 )
 from pyro_avse.models.nets import Decoder

@@ -21,10 +21,11 @@ from pyro_avse.enhancer import (
 )
 from pyro_avse.inference import VEM
 from pyro_avse.models import MODELS
+from pyro_avse.models.nmf_noise import NoiseModel
 from pyro_avse.stft import STFT
 from pyro_avse.typing import InputError
 
-QUICK = VEM(iterations=3, warmup=2, draws=2, rank=3)
+QUICK = VEM(iterations=3, warmup=2, draws=2, noise=NoiseModel(3))
 
 
 @pytest.fixture

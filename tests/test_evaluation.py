@@ -22,6 +22,7 @@ from pyro_avse.inference.nuts import NUTS
 from pyro_avse.inference.pcn import PCN
 from pyro_avse.metrics import NAMES, score
 from pyro_avse.mixtures import mix, rebuild
+from pyro_avse.models.nmf_noise import NoiseModel
 from pyro_avse.protocol import build_scheme, make_protocol, read_protocol, units
 from pyro_avse.results import KEYS, load_results, merge_parts, write_row
 from pyro_avse.typing import InputError
@@ -267,7 +268,7 @@ def test_bad_lips_are_part_of_a_row(small_sweep: dict[str, Any], tmp_path: Path)
 
 def test_schemes_take_their_kernel_by_name() -> None:
     """Settings are JSON: a kernel is its name, or an object with its constants too."""
-    scheme = build_scheme("vem", {"kernel": "hmc", "rank": 3})
+    scheme = build_scheme("vem", {"kernel": "hmc", "noise": {"rank": 3}})
     assert type(scheme.kernel).__name__ == "HMC"  # type: ignore[attr-defined]
     tuned = build_scheme("vem", {"kernel": {"name": "random_walk", "step_size": 0.3}})
     assert tuned.kernel.step_size == 0.3  # type: ignore[attr-defined]
@@ -286,8 +287,10 @@ def test_settings_become_what_the_schemes_take() -> None:
     tuned = build_scheme("vem", {"adapt": {"name": "dual_averaging", "delay": 3.0}})
     assert tuned == VEM(adapt=DualAveraging(delay=3.0))
     assert build_scheme("vem", {"adapt": None}) == VEM()
-    inner = {"mcem": {"kernel": "mala", "rank": 3}}
-    assert build_scheme("nuts", inner, 7) == NUTS(mcem=MCEM(kernel=MALA(), rank=3, iterations=7))
+    inner = {"mcem": {"kernel": "mala", "noise": {"rank": 3}}}
+    assert build_scheme("nuts", inner, 7) == NUTS(
+        mcem=MCEM(kernel=MALA(), noise=NoiseModel(3), iterations=7)
+    )
     assert build_scheme("auto_normal", {}, 7) == AutoNormal(mcem=MCEM(iterations=7))
     assert build_scheme("vem", {}, 7) == VEM(iterations=7)
     assert build_scheme("vem", {"iterations": 3}, 7) == VEM(iterations=3)

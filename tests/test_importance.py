@@ -20,14 +20,14 @@ from pyro_avse.inference.importance import (
     guide_mixture,
     importance_weights,
 )
-from pyro_avse.inference.mcem import monte_carlo_wiener
 from pyro_avse.inference.target import CollapsedTarget
-from pyro_avse.inference.wiener import wiener_posterior
+from pyro_avse.inference.wiener import monte_carlo_wiener, wiener_posterior
+from pyro_avse.models.nmf_noise import NoiseModel
 from pyro_avse.typing import InputError
 
 pytestmark = pytest.mark.usefixtures("float64")
 SmallPrior = Callable[..., Any]
-SHORT = Importance(iterations=3, draws=5, final_draws=8, rank=2)
+SHORT = Importance(iterations=3, draws=5, final_draws=8, noise=NoiseModel.paper(2))
 DRAWS = 20_000
 
 
@@ -86,7 +86,7 @@ def test_evidence_and_means_are_those_of_quadrature(name: str, small_prior: Smal
 def test_the_scheme_ends_at_the_posterior_mean(name: str, small_prior: SmallPrior) -> None:
     """S20: speech, codes and the last objective of the whole scheme against quadrature at its own W, H, g and pi."""
     prior, x = small_prior(name, latent_dim=1), complex_normal(3, 7)
-    scheme = Importance(iterations=3, draws=50, final_draws=DRAWS, rank=2)
+    scheme = Importance(iterations=3, draws=50, final_draws=DRAWS, noise=NoiseModel.paper(2))
     out = scheme(prior, x, torch.rand(3, 67, 67))
     grid = torch.linspace(-9, 9, 4001)
     z = grid[:, None, None].expand(-1, 3, 1)
@@ -203,7 +203,7 @@ def test_the_encoder_hears_speech_as_loud_as_in_training(
         return encode(power, lips)
 
     monkeypatch.setattr(prior, "encode", listen)
-    scheme = Importance(draws=DRAWS, final_draws=DRAWS, rank=2)
+    scheme = Importance(draws=DRAWS, final_draws=DRAWS, noise=NoiseModel.paper(2))
     one, two = (replace(scheme, iterations=n)(prior, x) for n in (1, 2))
     torch.testing.assert_close(heard[0], x.abs().square())
 

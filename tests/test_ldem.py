@@ -13,17 +13,19 @@ from pyro_avse.inference.adaptation import RobbinsMonro
 from pyro_avse.inference.gradient import GradientState, gradient_state, value_and_grad
 from pyro_avse.inference.independence import Independence
 from pyro_avse.inference.ldem import LDEM, SmoothTarget, mel_tilt, tilt_update
+from pyro_avse.inference.m_step import monte_carlo_q
 from pyro_avse.inference.mala import MALA
-from pyro_avse.inference.mcem import MCEM, monte_carlo_q
+from pyro_avse.inference.mcem import MCEM
 from pyro_avse.inference.metropolis import accept_or_reject
 from pyro_avse.inference.run import run_chains
 from pyro_avse.inference.target import CollapsedTarget
 from pyro_avse.inference.ula import ULA
+from pyro_avse.models.nmf_noise import NoiseModel
 from pyro_avse.typing import Info, InputError, Target
 
 pytestmark = pytest.mark.usefixtures("float64")
 SmallPrior = Callable[..., Any]
-SHORT = {"iterations": 4, "first_warmup": 5, "warmup": 2, "draws": 3, "rank": 2}
+SHORT = {"iterations": 4, "first_warmup": 5, "warmup": 2, "draws": 3, "noise": NoiseModel.paper(2)}
 SHORT |= {"final_warmup": 2, "final_draws": 3, "exponent": 0.75}
 
 
@@ -115,7 +117,14 @@ def test_speech_is_the_posterior_mean_but_for_chance(name: str, small_prior: Sma
 
     def max_z(kernel: ULA) -> float:
         scheme = LDEM(
-            kernel, 2, warmup=20, draws=1, final_warmup=300, final_draws=1, chains=1000, rank=2
+            kernel,
+            2,
+            warmup=20,
+            draws=1,
+            final_warmup=300,
+            final_draws=1,
+            chains=1000,
+            noise=NoiseModel.paper(2),
         )
         out = scheme(prior, x, torch.rand(3, 67, 67))
         mean, deviation = exact_filter(out.target)
@@ -269,7 +278,7 @@ def test_a_tilted_recording_is_separated_better_with_the_tilt(small_prior: Small
     sigma = prior.log_variance(torch.randn(60, 2, generator=rng), None)[0].exp()
     tilt = 3 * mel_tilt(7, sigma)
     x = (tilt.exp() * sigma).sqrt() * torch.randn(60, 7, dtype=torch.complex128, generator=rng)
-    schedule = {"iterations": 25, "rank": 1, "first_warmup": 20}
+    schedule = {"iterations": 25, "noise": NoiseModel.paper(1), "first_warmup": 20}
     on, off = (LDEM(learn_tilt=learn, **schedule)(prior, x) for learn in (True, False))
     assert on.objective[-1] > off.objective[-1]
     response = on.target.log_response

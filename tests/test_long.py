@@ -33,10 +33,11 @@ from pyro_avse.data.lips import Lips
 from pyro_avse.enhancer import Enhancer
 from pyro_avse.inference import LDEM, MCEM, VEM
 from pyro_avse.long import OVERLAP, enhance_blocks, fade_in, open_sound
+from pyro_avse.models.nmf_noise import NoiseModel
 from pyro_avse.stft import STFT
 from pyro_avse.typing import InputError, Separation
 
-QUICK = VEM(iterations=3, warmup=2, draws=2, rank=3)
+QUICK = VEM(iterations=3, warmup=2, draws=2, noise=NoiseModel(3))
 BLOCK = 3.0
 """Seconds: the shortest that are taken."""
 
@@ -228,7 +229,7 @@ def test_the_dictionary_runs_on(
     mixture = np.sin(np.arange(16000 * 7) * 0.2) + np.sin(np.arange(16000 * 7) * 0.9)
     mixture += 0.05 * sound(7.0)
     blocks = cut_blocks(audio_from_array(mixture, 16000), seconds=BLOCK, overlap=OVERLAP)
-    built = scheme(iterations=4, warmup=3, draws=3, rank=3, **start)
+    built = scheme(iterations=4, warmup=3, draws=3, noise=NoiseModel(3), **start)
     enhancer = Enhancer(tiny_prior("a_vae"), built, device="cpu")
     carried = [piece.block for piece in enhance_blocks(enhancer, blocks)]
     anew = [
@@ -247,9 +248,9 @@ def test_a_start_is_taken_as_it_is(tiny_prior: Any) -> None:
     prior, x = tiny_prior("a_vae", num_freqs=7), torch.randn(6, 7, dtype=torch.complex64)
     W = torch.zeros(2, 7).index_put((torch.tensor([0, 1]), torch.tensor([1, 4])), torch.tensor(1.0))
     for scheme in (
-        VEM(iterations=2, warmup=1, draws=1, rank=2),
-        MCEM(iterations=2, rank=2),
-        LDEM(iterations=2, rank=2),
+        VEM(iterations=2, warmup=1, draws=1, noise=NoiseModel(2)),
+        MCEM(iterations=2, noise=NoiseModel(2)),
+        LDEM(iterations=2, noise=NoiseModel(2)),
     ):
         out = scheme(prior, x, dictionary=W)  # multiplied, zeros stay
         assert out.dictionary[0].argmax() == 1

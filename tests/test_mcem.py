@@ -13,20 +13,23 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from pyro_avse.inference import MCEM, VEM, CollapsedVEM, Independence, RandomWalk
-from pyro_avse.inference.mcem import (
-    mcem_update_gain,
-    mcem_update_H,
-    mcem_update_W,
-    monte_carlo_q,
-    monte_carlo_wiener,
-)
+from pyro_avse.inference.m_step import mcem_update_gain, mcem_update_H, mcem_update_W, monte_carlo_q
 from pyro_avse.inference.target import CollapsedMeanFieldTarget, CollapsedTarget
-from pyro_avse.inference.wiener import wiener_posterior
+from pyro_avse.inference.wiener import monte_carlo_wiener, wiener_posterior
+from pyro_avse.models.nmf_noise import NoiseModel
 from pyro_avse.models.noisy_speech import noisy_speech
 
 pytestmark = pytest.mark.usefixtures("float64")
 SmallPrior = Callable[..., Any]
-SHORT = MCEM(iterations=4, warmup=2, draws=3, final_warmup=2, final_draws=3, chains=2, rank=2)
+SHORT = MCEM(
+    iterations=4,
+    warmup=2,
+    draws=3,
+    final_warmup=2,
+    final_draws=3,
+    chains=2,
+    noise=NoiseModel.paper(2),
+)
 MIXTURES = ("min_vae_v2", "two_decoders")
 Problem = dict[str, Tensor]
 
@@ -172,7 +175,7 @@ def test_the_estimate_is_the_posterior_mean() -> None:
 def test_with_one_component_nothing_is_left_to_collapse(small_prior: SmallPrior) -> None:
     """`collapsed_vem` of A-VAE is `vem`: the same draws to 1e-10, the same speech."""
     prior, x = small_prior("a_vae"), complex_normal(6, 7)
-    settings = {"iterations": 6, "warmup": 3, "draws": 4, "rank": 2}
+    settings = {"iterations": 6, "warmup": 3, "draws": 4, "noise": NoiseModel.paper(2)}
     one, other = VEM(**settings)(prior, x, seed=1), CollapsedVEM(**settings)(prior, x, seed=1)
     torch.testing.assert_close(one.chains.draws, other.chains.draws, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(one.speech, other.speech)
@@ -180,9 +183,9 @@ def test_with_one_component_nothing_is_left_to_collapse(small_prior: SmallPrior)
 
 
 def test_without_gain_it_stays_one(small_prior: SmallPrior) -> None:
-    """With `learn_gain` off a quieter recording is another problem; with it on, speech may follow."""
+    """With a gain of none a quieter recording is another problem; with it on, speech may follow."""
     prior, x = small_prior("a_vae"), complex_normal(6, 7)
-    off = replace(SHORT, learn_gain=False)(prior, x).speech
+    off = replace(SHORT, noise=replace(SHORT.noise, gain="none"))(prior, x).speech
     assert not torch.equal(off, SHORT(prior, x).speech)
 
 

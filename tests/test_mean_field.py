@@ -15,11 +15,10 @@ from pyro.distributions import Independent, Normal
 from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 
-from pyro_avse.distributions import ComplexNormal
+from pyro_avse.distributions import ComplexNormal, update_mixing_weight
 from pyro_avse.inference.target import CollapsedTarget, MeanFieldTarget
 from pyro_avse.inference.vem import (
     latent_responsibilities,
-    update_mixing_weight,
     vem_objective,
 )
 from pyro_avse.inference.wiener import average_speech_variance, wiener_posterior

@@ -16,6 +16,7 @@ from torch.distributions import Exponential, MultivariateNormal
 from pyro_avse.inference import VEM, RandomWalk
 from pyro_avse.models import AVAE
 from pyro_avse.models.mixture import component_negative_elbo, update_responsibilities
+from pyro_avse.models.nmf_noise import NoiseModel
 from pyro_avse.typing import Info, InputError, State, Target
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -159,7 +160,15 @@ def test_v2_held_at_a_component_is_a_vae_with_that_prior(
         prior.initial_codes = lambda power, lips: z0
         prior.encode = lambda power, lips: SimpleNamespace(mean=z0.expand(2, *z0.shape))
         kernel = Watched(0.5)
-        scheme = VEM(kernel, iterations=4, warmup=3, draws=3, chains=2, rank=2, mixing_weight=pi)
+        scheme = VEM(
+            kernel,
+            iterations=4,
+            warmup=3,
+            draws=3,
+            chains=2,
+            noise=NoiseModel.paper(2),
+            mixing_weight=pi,
+        )
         return scheme(prior, x, lips), torch.stack(kernel.accepted)
 
     for k, own in enumerate((mixture.audio_prior, mixture.visual_prior)):

@@ -21,6 +21,7 @@ from torch.distributions import (
     kl_divergence,
 )
 
+from pyro_avse.distributions import update_mixing_weight
 from pyro_avse.models import MODELS
 from pyro_avse.models.mixture import (
     bernoulli_kl,
@@ -30,7 +31,6 @@ from pyro_avse.models.mixture import (
     mixture_free_energy,
     mixture_posterior,
     select_component,
-    update_mixing_weight,
     update_responsibilities,
 )
 

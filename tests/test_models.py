@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.distributions import Exponential, MultivariateNormal
 
 from pyro_avse.distributions import align_components
-from pyro_avse.inference.run import starting_codes
+from pyro_avse.inference.em import starting_codes
 from pyro_avse.models import MODELS
 from pyro_avse.models.nets import AudioEncoder, VisualEncoder, diagonal_normal
 from pyro_avse.typing import InputError

@@ -11,15 +11,10 @@ from pyro.infer.mcmc.util import initialize_model
 from torch import Tensor
 from torch.distributions import Categorical, Exponential, Normal
 
+from pyro_avse.inference.nmf import initial_factors, stationary_spectrum
 from pyro_avse.inference.target import CollapsedTarget, MeanFieldTarget
 from pyro_avse.models import MODELS
-from pyro_avse.models.nmf_noise import (
-    VARIANCE_FLOOR,
-    initial_factors,
-    nmf_noise,
-    nmf_noise_variance,
-    stationary_spectrum,
-)
+from pyro_avse.models.nmf_noise import VARIANCE_FLOOR, NoiseModel, nmf_noise, nmf_noise_variance
 from pyro_avse.models.noisy_speech import noisy_speech
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -160,7 +155,7 @@ def test_noise_samples(random_power) -> None:
 def test_noise_starts_as_loud_as_the_mixture(random_power) -> None:
     """Initial factors: positive, spectra summing to one, W H of the mixture's mean power."""
     power = random_power(2, 200, 7) * torch.tensor([1e-6, 1e3])[:, None, None]
-    W, H = initial_factors(power, 5, rng=torch.Generator().manual_seed(0))
+    W, H = initial_factors(power, NoiseModel.paper(5), rng=torch.Generator().manual_seed(0))
     assert (W.shape, H.shape) == ((2, 5, 7), (2, 200, 5))
     assert (W > 0).all()
     assert (H > 0).all()
@@ -189,7 +184,10 @@ def test_noise_starts_as_what_is_always_there(random_power) -> None:
     torch.testing.assert_close(found[0], stationary_spectrum(mixture[0]))
     assert not torch.allclose(mixture[0].mean(0) / variance, found[0] / variance, rtol=1)
     W, H = initial_factors(
-        mixture, 1000, stationary=True, mask=mask, rng=torch.Generator().manual_seed(0)
+        mixture,
+        replace(NoiseModel.paper(1000), stationary=True),
+        mask=mask,
+        rng=torch.Generator().manual_seed(0),
     )
     torch.testing.assert_close(W.sum(-1), torch.ones(2, 1000, dtype=torch.float64))
     mean = nmf_noise_variance(W, H).mean(-2)  # of a thousand random spectra around it
@@ -204,7 +202,11 @@ def test_stationary_start_on_digital_silence() -> None:
     found = stationary_spectrum(power)
     quiet = -1 / math.log(1 - 1 / 5)
     torch.testing.assert_close(found, torch.tensor([VARIANCE_FLOOR, 1e-3, quiet]))
-    W, H = initial_factors(power * 0, 2, stationary=True, rng=torch.Generator().manual_seed(0))
+    W, H = initial_factors(
+        power * 0,
+        replace(NoiseModel.paper(2), stationary=True),
+        rng=torch.Generator().manual_seed(0),
+    )
     assert W.isfinite().all()
     assert H.isfinite().all()
 

@@ -19,6 +19,7 @@ from pyro_avse.inference.gpeem import GPEEM, GainTarget
 from pyro_avse.inference.gradient import value_and_grad
 from pyro_avse.inference.peem import PEEM, climb
 from pyro_avse.inference.target import CollapsedTarget
+from pyro_avse.models.nmf_noise import NoiseModel
 from pyro_avse.models.noisy_speech import noisy_speech
 from pyro_avse.typing import InputError, Target
 
@@ -81,7 +82,13 @@ def test_the_code_is_the_mode_that_another_optimiser_finds(
 
 
 @pytest.mark.parametrize("name", PRIORS)
-@pytest.mark.parametrize("scheme", [PEEM(iterations=30, rank=2), GPEEM(iterations=30, rank=2)])
+@pytest.mark.parametrize(
+    "scheme",
+    [
+        PEEM(iterations=30, noise=NoiseModel.paper(2)),
+        GPEEM(iterations=30, noise=NoiseModel.paper(2)),
+    ],
+)
 def test_the_m_step_never_lowers_the_objective(
     name: str, scheme: PEEM | GPEEM, small_prior: SmallPrior
 ) -> None:
@@ -98,7 +105,9 @@ def test_the_objective_is_pyros_joint(name: str, small_prior: SmallPrior) -> Non
     """log p(x, z) under the returned W, H and pi, padding left out."""
     prior, x, lips = small_prior(name), complex_normal(6, 7), torch.rand(6, 67, 67)
     mask = torch.arange(6) < 4
-    scheme = PEEM(iterations=3, steps=0, rank=2, learn_gain=False)  # z is where it was
+    scheme = PEEM(
+        iterations=3, steps=0, noise=replace(NoiseModel.paper(2), gain="none")
+    )  # z is where it was
     out = scheme(prior, x, lips, mask=mask)
     noise = out.activations @ out.dictionary
     joint = log_joint_by_pyro(prior, x, out.z[0], noise, out.mixing_weight)
@@ -109,7 +118,9 @@ def test_the_objective_is_pyros_joint(name: str, small_prior: SmallPrior) -> Non
 def test_where_it_stops_everything_is_at_rest(small_prior: SmallPrior) -> None:
     """The fixed point of E- and M-step is a stationary point of log p(x, z; W, H, g) in all of its arguments."""
     prior, x = small_prior("two_decoders"), complex_normal(6, 7)
-    scheme = PEEM(iterations=300, steps=3, learning_rate=0.01, rank=1, exponent=1)
+    scheme = PEEM(
+        iterations=300, steps=3, learning_rate=0.01, noise=NoiseModel.paper(1), exponent=1
+    )
     out = scheme(prior, x)
     leaves = {"z": out.z, "W": out.dictionary, "H": out.activations, "g": out.gain}
     leaves = {name: leaf.clone().requires_grad_() for name, leaf in leaves.items()}
@@ -157,7 +168,7 @@ def test_code_and_gain_are_at_the_mode_of_their_joint_density(small_prior: Small
 def test_gpeem_climbs_the_joint_with_the_gain(small_prior: SmallPrior) -> None:
     """The objective, by distributions, where steps=0 keeps g at 1; a higher rate makes every gain lower."""
     prior, x = small_prior("a_vae"), complex_normal(6, 7)
-    scheme = GPEEM(iterations=1, steps=0, rank=2, gain_shape=3.0, gain_rate=2.0)
+    scheme = GPEEM(iterations=1, steps=0, noise=NoiseModel.paper(2), gain_shape=3.0, gain_rate=2.0)
     out, g = scheme(prior, x), torch.ones(())
     noise = out.activations @ out.dictionary
     expected = [joint_with_gain(prior, x[n], out.z[0, n], g, noise[n]) for n in range(6)]

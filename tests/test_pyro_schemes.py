@@ -20,18 +20,29 @@ from pyro_avse.inference import MCEM, SCHEMES, run_chains
 from pyro_avse.inference.amortised_vem import AmortisedVEM, Encoders, draw_components
 from pyro_avse.inference.auto_normal import AutoNormal
 from pyro_avse.inference.hmc import HMC
-from pyro_avse.inference.nuts import NUTS, held_gain, held_programs
+from pyro_avse.inference.nuts import NUTS, held_programs
 from pyro_avse.inference.target import CollapsedTarget
 from pyro_avse.models import MODELS
+from pyro_avse.models.nmf_noise import NoiseModel
 from pyro_avse.models.noisy_speech import noisy_speech
 from pyro_avse.typing import Chains, InputError
 
 pytestmark = pytest.mark.usefixtures("float64")
 SmallPrior = Callable[..., Any]
 PRIORS = [*MODELS, "two_decoders"]
-TINY = MCEM(iterations=2, warmup=2, draws=2, final_warmup=2, final_draws=2, chains=2, rank=2)
+TINY = MCEM(
+    iterations=2,
+    warmup=2,
+    draws=2,
+    final_warmup=2,
+    final_draws=2,
+    chains=2,
+    noise=NoiseModel.paper(2),
+)
 SHORT: dict[str, Any] = {
-    "amortised_vem": AmortisedVEM(iterations=3, steps=2, draws=3, final_draws=3, rank=2),
+    "amortised_vem": AmortisedVEM(
+        iterations=3, steps=2, draws=3, final_draws=3, noise=NoiseModel.paper(2)
+    ),
     "nuts": NUTS(TINY, warmup=2, draws=3, max_tree_depth=2),
     "auto_normal": AutoNormal(TINY, steps=3, draws=3),
 }
@@ -79,7 +90,7 @@ def test_pyros_potential_is_the_collapsed_target(name: str, small_prior: SmallPr
         constant = 7 * held.gain[u][frames].log().sum()  # of x / sqrt(g) in place of x
         found = -potential({"z": z[0, u][frames]}) - constant
         torch.testing.assert_close(found, log_density[u][frames].sum(), rtol=1e-10, atol=0)
-    without = replace(TINY, learn_gain=False)(prior, x, lips)
+    without = replace(TINY, noise=replace(TINY.noise, gain="none"))(prior, x, lips)
     assert torch.equal(held_gain(without), torch.ones(2, 5))
 
 
@@ -257,7 +268,9 @@ def test_fine_tuning_raises_the_bound(name: str, small_prior: SmallPrior) -> Non
     """(17): with the encoders learning, F rises, ends above that of the encoders as trained, and below log p(x)."""
     prior, lips = small_prior(name, latent_dim=1), torch.rand(5, 67, 67)
     x = complex_normal(5, 7)
-    scheme = AmortisedVEM(iterations=40, steps=5, learning_rate=0.02, draws=20, rank=2)
+    scheme = AmortisedVEM(
+        iterations=40, steps=5, learning_rate=0.02, draws=20, noise=NoiseModel.paper(2)
+    )
     out, rng = scheme(prior, x, lips), torch.Generator().manual_seed(0)
     with torch.no_grad():
         q = prior.encode(x.abs().square(), lips)
@@ -279,7 +292,9 @@ def test_only_the_copies_of_the_encoders_learn(name: str, small_prior: SmallPrio
     moved = SHORT["amortised_vem"](prior, x, lips)
     assert not torch.equal(moved.z, still.z)
     assert moved.target.prior is prior
-    fixed = replace(SHORT["amortised_vem"], learn_gain=False, mixing_weight=(1.0,))
+    fixed = replace(
+        SHORT["amortised_vem"], noise=replace(TINY.noise, gain="none"), mixing_weight=(1.0,)
+    )
     if name == "a_vae":
         assert fixed(prior, x).gain is None
     else:

@@ -13,13 +13,15 @@ from torch import Tensor
 from pyro_avse.distributions import ComplexNormal
 from pyro_avse.inference import MCEM, SCHEMES
 from pyro_avse.models import AVAE, MODELS
-from pyro_avse.models.nmf_noise import nmf_noise_variance
+from pyro_avse.models.nmf_noise import NoiseModel, nmf_noise_variance
 from pyro_avse.typing import InputError
 
 pytestmark = pytest.mark.usefixtures("float64")
 SmallPrior = Callable[..., Any]
-TINY = MCEM(iterations=2, warmup=2, draws=2, final_warmup=2, final_draws=2, chains=2, rank=2)
-FEW: dict[str, Any] = {"iterations": 4, "rank": 2}
+TINY = MCEM(
+    iterations=2, warmup=2, draws=2, final_warmup=2, final_draws=2, chains=2, noise=NoiseModel(2)
+)
+FEW: dict[str, Any] = {"iterations": 4, "noise": NoiseModel(2)}
 CHAINS: dict[str, Any] = {**FEW, "chains": 2, "warmup": 2, "draws": 3}
 LAST: dict[str, Any] = {"final_warmup": 2, "final_draws": 3}
 SHORT: dict[str, dict[str, Any]] = {
@@ -160,7 +162,6 @@ def test_what_an_idle_decoder_says_cannot_matter(
     ("field", "value", "cure"),
     [
         ("iterations", 0, "1 or more"),
-        ("rank", 0, "1 or more"),
         ("draws", 0, "1 or more"),
         ("final_draws", 0, "1 or more"),
         ("chains", -1, "1 or more"),
@@ -205,7 +206,7 @@ def test_speech_drawn_from_the_model_is_enhanced(name: str) -> None:
     # Over 16 seeds the schemes' mean gain was 3.6 to 5.9 dB, with another decoder -6.3 to -7.6; over four at a time,
     # never below 2.4 and never above -3.4.
     quick = {"ldem": {"warmup": 5, "chains": 3, "final_warmup": 20}, "gpeem": {"steps": 5}}
-    scheme = SCHEMES[name](iterations=20, rank=1, **quick.get(name, {}))
+    scheme = SCHEMES[name](iterations=20, noise=NoiseModel(1), **quick.get(name, {}))
 
     def gain(prior: AVAE, s: Tensor, x: Tensor) -> float:
         return si_sdr(scheme(prior, x).speech, s) - si_sdr(x, s)

@@ -16,6 +16,7 @@ from pyro_avse.inference import VEM, RandomWalk
 from pyro_avse.inference.vem import latent_responsibilities
 from pyro_avse.inference.wiener import average_speech_variance
 from pyro_avse.models import VAEMM
+from pyro_avse.models.nmf_noise import NoiseModel
 from pyro_avse.typing import Info, InputError, State, Target
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -143,7 +144,15 @@ def test_held_at_a_component_it_is_that_model(
         prior.initial_codes = lambda power, lips: z0
         prior.encode = lambda power, lips: SimpleNamespace(mean=z0.expand(2, *z0.shape))
         kernel = Watched(0.5)
-        scheme = VEM(kernel, iterations=4, warmup=3, draws=3, chains=2, rank=2, mixing_weight=pi)
+        scheme = VEM(
+            kernel,
+            iterations=4,
+            warmup=3,
+            draws=3,
+            chains=2,
+            noise=NoiseModel.paper(2),
+            mixing_weight=pi,
+        )
         return scheme(prior, x, lips), torch.stack(kernel.accepted)
 
     expected, decisions = separate(parts[component], (1.0,))

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from pyro_avse.distributions import ComplexNormal
 from pyro_avse.inference import VEM, RandomWalk
-from pyro_avse.inference.vem import converged, latent_responsibilities
+from pyro_avse.inference.em import converged
+from pyro_avse.inference.vem import latent_responsibilities
 from pyro_avse.models import AVAE, MINVAEv2
-from pyro_avse.models.nmf_noise import nmf_noise_variance
+from pyro_avse.models.nmf_noise import NoiseModel, nmf_noise_variance
 from pyro_avse.typing import Info, State, Target
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -27,7 +28,7 @@ def complex_normal(*shape: int) -> Tensor:
     return torch.randn(*shape, dtype=torch.complex128)
 
 
-SHORT = VEM(iterations=5, warmup=2, draws=3, chains=2, rank=2)
+SHORT = VEM(iterations=5, warmup=2, draws=3, chains=2, noise=NoiseModel.paper(2))
 
 
 def test_the_estimate_is_that_of_the_last_draws_and_factors(small_prior: SmallPrior) -> None:
@@ -123,7 +124,7 @@ def test_vem_improves_speech_drawn_from_the_model() -> None:
     """(31)-(45): mixtures drawn from the model gain SDR; under another network they lose some."""
     # Over 24 seeds the gain was 5.4 dB on average, never below 2.5; with another decoder never
     # above -0.2. Lowest of four seeds against 1 dB: no false alarm seen.
-    scheme = VEM(iterations=30, warmup=10, draws=5, rank=1)
+    scheme = VEM(iterations=30, warmup=10, draws=5, noise=NoiseModel.paper(1))
 
     def gain(prior: AVAE, s: Tensor, x: Tensor) -> float:
         return si_sdr(scheme(prior, x).speech, s) - si_sdr(x, s)

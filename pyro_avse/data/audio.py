@@ -11,7 +11,7 @@ import io
 import math
 import os
 import secrets
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -218,30 +218,54 @@ def save_pieces(
     sample_rate: int,
 ) -> None:
     """`save_audio` of a waveform that comes piece by piece: written beside as it comes, renamed when whole."""
-    path = Path(path)
-    check_writable(path)
-    file_format = _format(path)
-    options = {"subtype": SUBTYPES.get(file_format), "format": file_format}
+    save_together([path], ((piece,) for piece in pieces), sample_rate)
 
-    def write(part: Path) -> None:
-        with soundfile.SoundFile(part, "x", sample_rate, 1, **options) as file:
-            for piece in pieces:
-                if not np.isfinite(piece).all():
-                    raise InputError(
-                        f"{path} not written: the waveform holds NaN or infinite samples"
-                    )
-                file.write(piece)
-        with part.open("r+b") as written:
-            _forget_time(written)
-            written.flush()
-            os.fsync(written.fileno())
-        part.replace(os.path.realpath(path))
+
+def save_together(
+    paths: Sequence[str | os.PathLike[str]],
+    pieces: Iterable[Sequence[Float[np.ndarray, "sample"]]],
+    sample_rate: int,
+) -> None:
+    """The same of several waveforms that come together, one for each path: all are renamed when all are whole."""
+    for path in paths:
+        check_writable(path)
+
+    def write(parts: list[Path]) -> None:
+        with contextlib.ExitStack() as files:
+            opened = []
+            for path, part in zip(paths, parts, strict=True):
+                form = _format(Path(path))
+                options = {"subtype": SUBTYPES.get(form), "format": form}
+                opened.append(
+                    files.enter_context(soundfile.SoundFile(part, "x", sample_rate, 1, **options))
+                )
+            for together in pieces:
+                for path, file, piece in zip(paths, opened, together, strict=True):
+                    if not np.isfinite(piece).all():
+                        raise InputError(
+                            f"{path} not written: the waveform holds NaN or infinite samples"
+                        )
+                    file.write(piece)
+        for part in parts:
+            with part.open("r+b") as written:
+                _forget_time(written)
+                written.flush()
+                os.fsync(written.fileno())
+        for path, part in zip(paths, parts, strict=True):
+            part.replace(os.path.realpath(path))
+
+    def nested(parts: list[Path]) -> None:
+        if len(parts) == len(paths):
+            write(parts)
+        else:
+            beside(Path(paths[len(parts)]), lambda part: nested([*parts, part]))
 
     try:
-        beside(path, write)
+        nested([])
     except soundfile.LibsndfileError as err:
+        names = " and ".join(map(str, paths))
         raise InputError(
-            f"{path} cannot hold {sample_rate} Hz mono, or its disk is full ({err.error_string}): write .wav or"
+            f"{names} cannot hold {sample_rate} Hz mono, or the disk is full ({err.error_string}): write .wav or"
             " .flac, or elsewhere"
         ) from err
 
