@@ -51,12 +51,18 @@ results: .venv/.development
 	  --settings '{"mcem_g1": {"learn_gain": false}, "mcem_start": {"stationary_start": false, "iterations": 20}}' --out runs/schemes --jobs $(JOBS)
 	$(BIN)/pyro-avse report runs/schemes
 
+# LibriSpeech's excerpts as a corpus: links named as its splits.
+runs/speech:
+	mkdir -p $@
+	ln -sfn $(abspath $(DATA))/speech/librispeech $@/train
+	ln -sfn $(abspath $(DATA))/speech/librispeech_valid $@/valid
+
 # The bundled weights, from the data folder and an hour of synthetic talkers, one from the other.
-weights: .venv/.development
+weights: .venv/.development runs/speech
 	$(BIN)/pyro-avse data synth --out runs/synth --speakers 100 --minutes 60 --seed 0
-	for model in a_vae v_vae av_vae min_vae_v1 min_vae_v2; do \
+	for model in a_vae v_vae av_vae min_vae_v1 min_vae_v2 min_vae_v3; do \
 	  $(BIN)/pyro-avse train default/$$model --data $(DATA)/commands --data $(DATA)/grid \
-	    --data runs/synth --out runs/$$model --resume && \
+	    --data runs/synth --data runs/speech --out runs/$$model --resume && \
 	  cp runs/$$model/weights.safetensors pyro_avse/weights/$$model.safetensors || exit 1; \
 	done
 

@@ -67,11 +67,11 @@ VARIANTS = {
     "floor 35 dB": Variant(data={"noise_floor_db": 35.0}),
     "floor 45 dB": Variant(data={"noise_floor_db": 45.0}),
     "floor 50 dB": Variant(data={"noise_floor_db": 50.0}),
-    "gain fixed at 1": Variant(inference={"learn_gain": False}, weights_of="base"),
-    "no tilt at test time": Variant(inference={"learn_tilt": False}, weights_of="base"),
-    "one level of speech": Variant(data={"level": "rms"}),
-    "one level of speech, gain fixed at 1": Variant(
-        inference={"learn_gain": False}, weights_of="one level of speech"
+    "gain fixed at 1": Variant(inference={"noise": {"gain": "none"}}, weights_of="base"),
+    "no response at test time": Variant(inference={"noise": {"response": 0}}, weights_of="base"),
+    "peak of 1": Variant(data={"level": "peak"}),
+    "peak of 1, gain fixed at 1": Variant(
+        inference={"noise": {"gain": "none"}}, weights_of="peak of 1"
     ),
     "levels vary by 20 dB": Variant(data={"level_range_db": 20.0}),
     "nothing below 100 Hz learned": Variant(high_pass=100.0),

@@ -79,7 +79,7 @@ def training_figure(history: Sequence[JSON], path: Path) -> None:
     axes: Any = figure.subplots(2, 2)
     epochs = [row["epoch"] for row in history]
     curves = {
-        "ELBO": ((0, 0), {"train": "train_elbo", "valid": "valid_elbo"}),
+        "ELBO": ((0, 0), {"train": "train_objective", "valid": "valid_elbo"}),
         "reconstruction": ((0, 1), {"valid": "valid_reconstruction"}),
         "KL": ((1, 0), {"valid": "valid_kl"}),
     }

@@ -49,8 +49,8 @@ class Data:
     noisy_fraction: float = 0.0
     """Share of the training frames whose audio encoder hears noise: uniform on the power, 0 dB; the target is clean.
     None unless a recipe says so: the paper's third is in default/min_vae_v2, and in paper/all's noisy stages."""
-    level: Literal["peak", "rms"] = "peak"
-    """Every clip is brought to a peak of 1, as recordings are at test time, or to one RMS of its active speech."""
+    level: Literal["peak", "speech"] = "peak"
+    """Every clip is brought to a peak of 1 or, as recordings are at test time, to a `speech_level` of 1."""
     augment_lips: float = 0.0
     """Strength of the random changes to the training lips (`pyro_avse.data.augment`); 0 none, 1 what cameras and faces
     differ by."""
@@ -70,7 +70,8 @@ class Training:
     responsibilities: Literal["step", "epoch"] = "step"
     """r(alpha_n): from each step's own draws, or a table refreshed after each epoch (the paper)."""
     kl_weight: float = 1.0
-    """Of the divergence of z from its prior in the loss; `train_elbo` is that loss, `valid_elbo` the bound itself."""
+    """Of the divergence of z from its prior in the loss; `train_objective` is minus that loss: the bound only where this is 1. `valid_elbo` is always
+    the bound."""
     select: Literal["elbo", "enhancement"] = "elbo"
     """What the best epoch is the best in: the validation ELBO, or `valid_si_sdr`, what mixtures made of validation
     clips gain by it (`pyro_avse.selection`)."""

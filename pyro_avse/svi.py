@@ -97,7 +97,7 @@ class Trainer:
             self.prior.active_encoder = self.encoders[epoch % len(self.encoders)]
         try:
             with seeded(self.recipe.seed, epoch, device=self.device):
-                train_elbo, mean_responsibility = self._pass_over_frames()
+                train_objective, mean_responsibility = self._pass_over_frames()
                 if self.table is not None:
                     self._refresh_table()
                     mean_responsibility = update_mixing_weight(self.table)
@@ -117,7 +117,7 @@ class Trainer:
         row = {
             "epoch": epoch,
             "learning_rate": rate,
-            "train_elbo": train_elbo,
+            "train_objective": train_objective,
             **validation,
             "mixing_weight": self.prior.mixing_weight.tolist(),
         }

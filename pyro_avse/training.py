@@ -305,7 +305,7 @@ def _load_split(
     with_lips: bool,
     noise_floor_db: float | None,
     seed: int,
-    level: Literal["peak", "rms"],
+    level: Literal["peak", "speech"],
 ) -> Frames:
     utterances = [u for root in roots for u in find_utterances(root, split)]
     if with_lips and not any(u.lips for u in utterances):

@@ -271,7 +271,7 @@ def test_from_the_corpus_to_weights(tmp_path: Path) -> None:
     )
     assert Path(str(weights)).is_file()
     assert len(rows) == 2
-    assert rows[1]["train_elbo"] > rows[0]["train_elbo"]
+    assert rows[1]["train_objective"] > rows[0]["train_objective"]
     check_evaluation(tmp_path, str(weights))
 
 

@@ -14,8 +14,8 @@ from torch.distributions import kl_divergence
 
 from pyro_avse.checkpoint import load_prior
 from pyro_avse.data.corpus import find_utterances
-from pyro_avse.data.frames import ACTIVE_RMS, Frames, load_frames
-from pyro_avse.data.level import active_power
+from pyro_avse.data.frames import Frames, load_frames
+from pyro_avse.data.level import speech_level
 from pyro_avse.models import VVAE
 from pyro_avse.recipe import Data, Recipe, Training
 from pyro_avse.selection import EnhancementScore
@@ -99,26 +99,28 @@ def test_the_scheme_is_shown_lips_where_the_prior_looks(tiny_corpus: Path) -> No
         EnhancementScore(clips[:1], STFT(), with_lips=False, seed=0)
 
 
-def test_clips_are_brought_to_one_level_while_they_speak(tmp_path: Path, tiny_corpus: Path) -> None:
-    """`level = "rms"`: frames do not depend on a clip's level, and have the power of speech at `ACTIVE_RMS`."""
+def test_clips_are_brought_to_the_level_of_test_time(tmp_path: Path, tiny_corpus: Path) -> None:
+    """`level = "speech"`: frames depend neither on a clip's level nor on its offset, nor much on one click."""
     clip = find_utterances(tiny_corpus, "valid")[0]
     sound, rate = soundfile.read(clip.audio)
     click = sound.copy()
     click[8000] = 4 * abs(sound).max()  # another peak, the same speech
     powers = {}
-    for name, samples in {"speech": sound, "click": click / 8}.items():
+    for name, samples in {"speech": sound, "click": click / 8, "offset": sound / 4 + 0.5}.items():
         soundfile.write(tmp_path / f"{name}.wav", samples, rate, subtype="FLOAT")
         utterance = replace(clip, audio=tmp_path / f"{name}.wav", name=name)
-        for level in ("peak", "rms"):
+        for level in ("peak", "speech"):
             frames = load_frames(
                 [utterance], STFT(), with_lips=False, noise_floor_db=None, seed=0, level=level
             )
             powers[name, level] = frames.power.double().mean()
-    assert powers["click", "rms"] == pytest.approx(float(powers["speech", "rms"]), rel=0.05)
+    assert powers["click", "speech"] == pytest.approx(float(powers["speech", "speech"]), rel=0.05)
     assert powers["click", "peak"] < 0.1 * powers["speech", "peak"]
-    rms = ACTIVE_RMS / active_power(sound) ** 0.5 * abs(sound).max()
-    ratio = powers["speech", "rms"] / powers["speech", "peak"]
-    assert float(ratio) == pytest.approx(rms**2, rel=1e-4)
+    centred = sound - sound.mean()
+    gain = abs(centred).max() / speech_level(centred)
+    ratio = powers["speech", "speech"] / powers["speech", "peak"]
+    assert float(ratio) == pytest.approx(gain**2, rel=1e-4)
+    assert powers["offset", "speech"] == pytest.approx(float(powers["speech", "speech"]), rel=1e-4)
 
 
 def test_lips_are_changed_in_training_and_not_in_validation(

@@ -1,6 +1,7 @@
 """Clean speech as the frames that a prior is trained on: |STFT|^2 and the lips seen at each.
 
-Every clip is scaled to a peak of 1, or to one level of its active speech. Digital silence would drive the decoder's
+Every clip loses its offset (DC) and is brought to the level that recordings have at test time, or to a peak of 1.
+Digital silence would drive the decoder's
 log-variance to minus infinity there, and a prior so trained suppresses real speech; so pink noise is added at a stated
 level under each clip's peak.
 """
@@ -16,14 +17,11 @@ from torch import Tensor
 
 from pyro_avse.data.audio import load_audio
 from pyro_avse.data.corpus import Utterance
-from pyro_avse.data.level import active_power
+from pyro_avse.data.level import speech_level
 from pyro_avse.data.lips import lips_on_grid, load_lips
 from pyro_avse.data.noise import add_noise_floor
 from pyro_avse.stft import STFT
 from pyro_avse.typing import InputError
-
-ACTIVE_RMS = 0.1
-"""Of active speech where clips are brought to one level: about what speech with a peak of 1 has."""
 
 
 @dataclass(frozen=True)
@@ -46,14 +44,14 @@ def load_frames(
     with_lips: bool,
     noise_floor_db: float | None,
     seed: int,
-    level: Literal["peak", "rms"] = "peak",
+    level: Literal["peak", "speech"] = "peak",
 ) -> Frames:
     """Read clips into memory; where lips are wanted, clips without them are left out.
 
     Args:
         noise_floor_db: pink noise this many dB under each clip's peak; None adds none.
         seed: of that noise; each clip's also depends on its name, not on its place.
-        level: what all clips have in common, floor included: a peak of 1, or `ACTIVE_RMS` while they speak (P.56).
+        level: what all clips have in common, floor included: a peak of 1, or a `speech_level` of 1, as at test time.
 
     Raises:
         InputError: no clip is left.
@@ -63,11 +61,13 @@ def load_frames(
         if with_lips and utterance.lips is None:
             continue
         waveform = load_audio(utterance.audio).waveform
+        waveform = waveform - waveform.mean()
+        waveform = waveform / (np.abs(waveform).max() or 1.0)
         if noise_floor_db is not None:
             rng = np.random.default_rng([seed, zlib.crc32(utterance.name.encode())])
             waveform = add_noise_floor(waveform, noise_floor_db, rng)
-        if level == "rms":
-            waveform = waveform * (ACTIVE_RMS / active_power(waveform) ** 0.5)
+        if level == "speech":
+            waveform = waveform / (speech_level(waveform) or 1.0)
         spectrum = stft.analyse(torch.from_numpy(waveform))
         power.append(spectrum.abs().square())
         if with_lips and utterance.lips is not None:
