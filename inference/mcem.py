@@ -138,9 +138,10 @@ class MCEM(EM):
             posterior(observation, state),
             proposal=guide_proposal(state.kernel, guide, state.responsibilities),
         )
+        sampled = self.sampled(observation, target)
         chains = run_chains(
             state.kernel,
-            self.sampled(observation, target),
+            sampled,
             state.z,
             draws=draws,
             warmup=warmup,
@@ -160,7 +161,7 @@ class MCEM(EM):
             responsibilities=w.sum(1),
             partial=chains,
         )
-        return moved, Drawn(target, sigma, w, chains)
+        return moved, Drawn(sampled, sigma, w, chains)
 
     def sampled(self, observation: Observation, target: CollapsedTarget) -> Target:
         """What the chains are to sample: the posterior of z."""
@@ -169,7 +170,7 @@ class MCEM(EM):
     def m_step(self, observation: Observation, state: MCEMState, drawn: Drawn) -> MCEMState:
         """S19; pi is the mean of rho."""
         power, mask, w = observation.power, observation.mask, drawn.weights
-        if drawn.target.proposal is not None:
+        if getattr(drawn.target, "proposal", None) is not None:
             W, H, g = state.dictionary, state.activations, state.gain
             heard = monte_carlo_speech_power(power, state.heard(drawn.sigma), w, W, H, g)
             state = replace(state, speech_power=heard)

@@ -31,7 +31,7 @@ from pyro_avse.inference.m_step import Response, m_step
 from pyro_avse.inference.target import CollapsedTarget
 from pyro_avse.inference.wiener import Draws, Gain, Weights, monte_carlo_wiener
 from pyro_avse.models.nmf_noise import NoiseModel, nmf_noise_variance, response_basis
-from pyro_avse.typing import Chains, Separation
+from pyro_avse.typing import Chains, Separation, Target
 
 FEWEST = 5
 """Draws of a chain from which its entropy is estimated."""
@@ -80,8 +80,8 @@ S = TypeVar("S", bound=MCState)
 class Drawn:
     """What an E-step found."""
 
-    target: CollapsedTarget
-    """The posterior of z, s and alpha integrated out, at the theta that it met."""
+    target: Target
+    """What was sampled: the posterior of z, s and alpha integrated out, at the theta that it met."""
     sigma: Draws
     """sigma_k(z_r), as decoded."""
     weights: Weights

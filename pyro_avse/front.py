@@ -5,7 +5,7 @@ A recording, 16 kHz, is split exactly,
     recording = offset + clicks + low + level * heard
 
     offset   its mean
-    clicks   lone samples far outside of what is around them; a straight line stands in their place
+    clicks   lone samples far outside of what is around them, and as loud as speech; a straight line stands there
     low      what lies below `CUTOFF`: a car's rumble, wind, hum; and of speech hardly anything
     heard    the rest, at the level of training: what inference sees
 
@@ -45,8 +45,9 @@ FRAME_SPREADS = 4.0, 5.0
 """dB: of a frame's low speech and low noise around the recording's."""
 DEEPEST = -14.0
 """The filter's response as the prior is told of it, in nats of power, goes no lower: -61 dB."""
-CLICK = 6.0
-"""How many times as far from the line between its neighbours a click is as any sample within `AROUND` of it."""
+CLICK, LOUD_CLICK = 6.0, 0.5
+"""How many times as far from the line between its neighbours a click is as any sample within `AROUND` of it; and that
+at least, in units of the level: what is fainter does no harm, and may be a voice's pulse in a quiet moment."""
 AROUND, HOLE = 320, 16
 """Samples at 16 kHz: 20 ms, and the 1 ms next to a click that is not asked."""
 
@@ -72,7 +73,7 @@ def split(waveform: Waveform, level: float) -> Parts:
     from scipy.signal import sosfiltfilt
 
     x = waveform.astype(np.float64)
-    x = without_clicks(x - x.mean())
+    x = without_clicks(x - x.mean(), level)
     heard = sosfiltfilt(_high_pass(), x, padlen=min(len(x) - 1, AROUND * 10))
     return Parts(heard / level, x - heard, level)
 
@@ -86,7 +87,7 @@ def log_response(frequencies: int, sample_rate: int = 16000) -> Float[np.ndarray
     return np.maximum(4 * np.log(np.abs(h) + 1e-30), DEEPEST)  # power, forwards and backwards
 
 
-def without_clicks(x: Waveform) -> Waveform:
+def without_clicks(x: Waveform, level: float) -> Waveform:
     """The waveform with lone clicks replaced by lines across them.
 
     d_t = |x_t - (x_{t-1} + x_{t+1}) / 2| is far larger at a click than anywhere within 20 ms of it. The clap of a hand
@@ -104,7 +105,7 @@ def without_clicks(x: Waveform) -> Waveform:
     padded, centre = maximum_filter1d(np.pad(d, AROUND), side), AROUND + np.arange(len(x))
     away = HOLE + 1 + side // 2
     beside = np.maximum(padded[centre - away], padded[centre + away])
-    clicks = (d == loudest) & (d > CLICK * beside) & (d > 0)
+    clicks = (d == loudest) & (d > CLICK * beside) & (d > LOUD_CLICK * level)
     if not clicks.any():
         return x
     bad = np.zeros(len(x), bool)

@@ -15,7 +15,7 @@ from pyro_avse.inference.mala import MALA
 from pyro_avse.inference.target import CollapsedTarget, MeanFieldTarget
 from pyro_avse.inference.ula import ULA
 from pyro_avse.models import MODELS
-from pyro_avse.typing import Kernel
+from pyro_avse.typing import InputError, Kernel
 
 pytestmark = pytest.mark.usefixtures("float64")
 PRIORS = [*sorted(MODELS), "two_decoders"]
@@ -122,6 +122,53 @@ def test_ula_is_biased_by_its_law() -> None:
     assert max_z(ULA(eps), s2) > 4.5
     assert max_z(MALA(eps), s2) < 4.5
     assert max_z(MALA(eps), law) > 4.5
+
+
+def tamed_variance(scale: float, eps: float, longest: float) -> float:
+    """Of z' = z - clip(eps^2 z / (2 s2), -m, m) + eps xi where it has settled, by quadrature: 601 points, 2^12 steps."""
+    z = torch.linspace(-4, 4, 601)
+    drift = (0.5 * eps**2 * z / scale**2).clamp(-longest, longest)
+    onward = torch.softmax(-0.5 * ((z[None] - (z - drift)[:, None]) / eps).square(), 1)
+    for _ in range(12):
+        onward = onward @ onward
+    return float((onward[300] * z.square()).sum())
+
+
+@pytest.mark.parametrize("scale", [0.05, 0.13, 0.3, 1.0])
+def test_tamed_langevin_moves_have_the_law_of_their_recursion(scale: float) -> None:
+    """Variances of 20000 chains, |z| < 4.5: 0.05 lies outside of ULA's stable region, where the untamed explodes.
+
+    Nothing of the law is the target's there: against its own variance the same draws fail, but at a scale of 1, where
+    the drift is never long and eps is small.
+    """
+    eps, longest, N = 0.2, 0.1, 20_000
+    kernel, target = ULA(eps, longest_drift=longest), Gaussian(torch.tensor([scale]))
+    z0 = scale * torch.randn(N, 1, 1, generator=generator(1))
+    z = run_chains(kernel, target, z0, draws=1, warmup=400, seed=3).state.z
+    found = z.square().mean()
+    error = z.square().std() / N**0.5
+
+    def z_score(variance: float) -> float:
+        return float((found - variance).abs() / error)
+
+    assert z_score(tamed_variance(scale, eps, longest)) < 4.5
+    assert (z_score(scale**2) > 4.5) == (scale < 1)
+    untamed = run_chains(ULA(eps), target, z0, draws=1, warmup=400, seed=3).state.z
+    assert bool(untamed.abs().max() > 1e6) == (eps > 2 * scale)
+
+
+def test_a_tamed_drift_is_a_frames_own() -> None:
+    """Long drifts are shortened to `longest_drift`, in the direction of the score, short ones left as they are."""
+    target, rng = Gaussian(torch.tensor([0.01, 10.0])), generator()
+    kernel = ULA(0.1, longest_drift=0.05)
+    state = kernel.init(target, torch.tensor([[[3.0, 4.0], [3.0, 4.0]]]))
+    moved, _ = kernel.step(target, state, rng=rng)
+    xi = torch.randn(state.z.shape, generator=generator())
+    drift = (moved.z - state.z - 0.1 * xi)[0]
+    torch.testing.assert_close(drift[0], -0.05 * torch.tensor([0.6, 0.8]))
+    torch.testing.assert_close(drift[1], -0.005 * torch.tensor([0.03, 0.04]))
+    with pytest.raises(InputError, match="longest_drift is 0: give a number above 0"):
+        ULA(longest_drift=0)
 
 
 def test_ula_takes_every_step_but_those_that_leave_the_finite() -> None:
