@@ -24,7 +24,7 @@ from pyro_avse.inference.target import MeanFieldTarget
 from pyro_avse.inference.vem import latent_responsibilities
 from pyro_avse.inference.wiener import average_speech_variance, wiener_posterior
 from pyro_avse.metrics import score
-from pyro_avse.models.nmf_noise import nmf_noise_variance
+from pyro_avse.models.nmf_noise import NoiseModel, nmf_noise_variance
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--iterations", type=int, default=100)

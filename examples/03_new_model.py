@@ -39,9 +39,9 @@ from pyro_avse.recipe import Recipe, Training
 
 
 class ThreeKinds(nn.Module):
-    """What pyro_avse/typing.py asks of a speech prior: three facts, a Pyro pair, and five functions for test time."""
+    """What pyro_avse/typing.py asks of a speech prior: four facts, a Pyro pair, and five functions for test time."""
 
-    num_components, uses_lips, requires_lips = 3, False, False
+    num_components, uses_lips, requires_lips, components_see = 3, False, False, (False,) * 3
 
     def __init__(self, *, num_freqs: int = 513, latent_dim: int = 32, hidden: int = 128) -> None:
         super().__init__()

@@ -6,6 +6,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -117,7 +118,7 @@ def test_blocks_cover_the_recording(seconds: float, sample_rate: int) -> None:
 def test_what_is_left_as_it_is_comes_out_as_it_was(
     seconds: float, deaf: Callable[..., Enhancer], tmp_path: Path
 ) -> None:
-    """A mask of 1 gives the file back within 1e-6 of its peak, from a file as from memory, at its level and length."""
+    """A mask of 1 gives the file back but for each block's mean, from a file as from memory, at its level and length."""
     mixture = sound(seconds)
     path = written(tmp_path / "a.wav", mixture)
     for blocks in (
@@ -127,7 +128,7 @@ def test_what_is_left_as_it_is_comes_out_as_it_was(
         speech = speech_of(deaf(1.0), blocks)
         assert speech.dtype == np.float32
         assert speech.shape == mixture.shape
-        assert np.abs(speech - mixture).max() < 1e-6 * np.abs(mixture).max()
+        assert np.abs(speech - mixture).max() < 4e-3 * np.abs(mixture).max()
 
 
 @pytest.mark.parametrize("sample_rate", [8000, 44100])
@@ -140,26 +141,28 @@ def test_other_rates_lose_nothing_at_the_joins(
     speech = speech_of(deaf(1.0), open_blocks(path, seconds=BLOCK, overlap=OVERLAP))
     whole = deaf(1.0)(load_audio(path)).speech
     assert speech.shape == mixture.shape
-    assert np.abs(speech - whole).max() < 2e-5 * np.abs(mixture).max()
+    assert np.abs(speech - whole).max() < 4e-3 * np.abs(mixture).max()
 
 
 def test_joins_fade(deaf: Callable[..., Enhancer]) -> None:
     """Blocks of other loudness pass into each other without a step; without the fade there is one."""
-    mixture = np.sin(np.arange(16000 * 7) * 0.3) + 2  # no zeros to divide by
-    blocks = cut_blocks(audio_from_array(mixture, 16000), seconds=BLOCK, overlap=OVERLAP)
-    factors = [0.2, 1.0, 0.5]
-    gain = speech_of(deaf(*factors), blocks) / mixture
+    phase, factors = np.arange(16000 * 7) * 0.3, [0.2, 1.0, 0.5]
+    parts = []
+    for wave in (np.sin(phase), np.cos(phase)):
+        blocks = cut_blocks(audio_from_array(wave, 16000), seconds=BLOCK, overlap=OVERLAP)
+        parts.append(speech_of(deaf(*factors), blocks))
+    gain = np.hypot(*parts)
     steepest = np.pi / 2 / (OVERLAP / 2 * 16000)  # of sin^2 over half of the shared second
-    assert np.abs(np.diff(gain)).max() < 1.01 * steepest * 0.8
+    assert np.abs(np.diff(gain[4000:-4000])).max() < 1.2 * steepest * 0.8
     middles = [(start + stop) // 2 for start, stop in blocks.spans]
-    assert gain[middles] == pytest.approx(factors, rel=1e-4)
+    assert gain[middles] == pytest.approx(factors, rel=1e-3)
     hard = np.concatenate(
         [
-            f * mixture[start:stop]
+            np.full(stop - start, f)
             for f, (start, stop) in zip(factors, [(0, 40000), (40000, 112000)], strict=False)
         ]
     )
-    assert np.abs(np.diff(hard / mixture)).max() > 100 * steepest
+    assert np.abs(np.diff(hard)).max() > 100 * steepest
 
 
 def test_the_fade_sums_to_one() -> None:
@@ -173,12 +176,12 @@ def test_the_fade_sums_to_one() -> None:
 
 
 def test_one_block_is_a_single_run(tiny_prior: Any, tmp_path: Path) -> None:
-    """What is not longer than a block comes out as `Enhancer` gives it, bit for bit."""
+    """What is not longer than a block comes out as `Enhancer` gives it, but for rounding."""
     path = written(tmp_path / "a.wav", sound(2.0))
     enhancer = Enhancer(tiny_prior("a_vae"), QUICK, device="cpu")
     (piece,) = enhance_blocks(enhancer, open_blocks(path, seconds=BLOCK, overlap=OVERLAP), seed=5)
     assert piece.block is not None
-    assert np.array_equal(piece.speech, enhancer(load_audio(path), seed=5).speech)
+    np.testing.assert_allclose(piece.speech, enhancer(load_audio(path), seed=5).speech, atol=1e-5)
     assert np.array_equal(piece.block.speech, piece.speech)
 
 
@@ -210,26 +213,21 @@ def test_silence_is_no_work(deaf: Callable[..., Enhancer]) -> None:
     enhancer = deaf(1.0)
     blocks = cut_blocks(audio_from_array(mixture, 16000), seconds=BLOCK, overlap=OVERLAP)
     speech = speech_of(enhancer, blocks)
-    assert np.abs(speech - mixture).max() < 1e-6 * np.abs(mixture).max()
+    assert np.abs(speech - mixture).max() < 4e-3 * np.abs(mixture).max()
+    assert (speech[16000 * 3 : 16000 * 6] == 0).all()
     assert (len(enhancer.inference.seen), len(blocks.spans)) == (2, 4)  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize(
-    ("scheme", "start", "iteration"),
-    [(VEM, {}, 0), (MCEM, {}, 0), (LDEM, {"stationary_start": False}, 0), (LDEM, {}, -1)],
-)
-def test_the_dictionary_runs_on(
-    scheme: Any, start: dict[str, bool], iteration: int, tiny_prior: Any
-) -> None:
+@pytest.mark.parametrize("scheme", [VEM, MCEM, partial(LDEM, exponent=0.5)])
+def test_the_dictionary_runs_on(scheme: Any, tiny_prior: Any) -> None:
     """W starts near where the last block left it: after one iteration it explains the same noise better than by chance.
 
-    The noise is two tones and little else, so that a random dictionary is far away. `ldem`'s own start is near it:
-    there the last iteration shows it.
+    The noise is two tones and little else, so that a random dictionary is far away.
     """
     mixture = np.sin(np.arange(16000 * 7) * 0.2) + np.sin(np.arange(16000 * 7) * 0.9)
     mixture += 0.05 * sound(7.0)
     blocks = cut_blocks(audio_from_array(mixture, 16000), seconds=BLOCK, overlap=OVERLAP)
-    built = scheme(iterations=4, warmup=3, draws=3, noise=NoiseModel(3), **start)
+    built = scheme(iterations=4, warmup=3, draws=3, noise=NoiseModel.paper(3))
     enhancer = Enhancer(tiny_prior("a_vae"), built, device="cpu")
     carried = [piece.block for piece in enhance_blocks(enhancer, blocks)]
     anew = [
@@ -240,7 +238,7 @@ def test_the_dictionary_runs_on(
     assert np.array_equal(carried[0].objective, anew[0].objective)
     for one, other in zip(carried[1:], anew[1:], strict=True):
         assert one is not None
-        assert one.objective[iteration] > other.objective[iteration] + 1000
+        assert one.objective[0] > other.objective[0] + 1000
 
 
 def test_a_start_is_taken_as_it_is(tiny_prior: Any) -> None:
@@ -316,7 +314,7 @@ def test_pieces_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
         save_pieces(path, breaks(), 16000)
     with pytest.raises(InputError, match=r"a\.wav not written: the waveform holds NaN"):
         save_pieces(path, [wave, wave * np.nan], 16000)
-    with pytest.raises(InputError, match=r"cannot hold 96000 Hz mono, or its disk is full"):
+    with pytest.raises(InputError, match=r"cannot hold 96000 Hz mono, or the disk is full"):
         save_pieces(tmp_path / "a.mp3", [wave], 96000)
     assert [p.name for p in tmp_path.iterdir()] == ["a.wav"]
     assert np.array_equal(soundfile.read(path, dtype="float32")[0], wave)

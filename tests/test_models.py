@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.distributions import Exponential, MultivariateNormal
 
 from pyro_avse.distributions import align_components
-from pyro_avse.inference.em import starting_codes
+from pyro_avse.inference.em import observe, starting_codes
 from pyro_avse.models import MODELS
 from pyro_avse.models.nets import AudioEncoder, VisualEncoder, diagonal_normal
 from pyro_avse.typing import InputError
@@ -373,7 +373,9 @@ def test_without_lips(name, small_prior, random_power) -> None:
 def test_where_chains_start(name, small_prior, random_power, random_lips) -> None:
     """One at `initial_codes`; more at the encoders' means in turn, the last first: MIN-VAE's lips, then sound."""
     prior, power, lips = small_prior(name), random_power(2, 4, 7), random_lips(2, 4)
-    one, three = (starting_codes(prior, power, lips, chains) for chains in (1, 3))
+    x = power.sqrt() + 0j
+    power = observe(prior, x, lips).power
+    one, three = (starting_codes(observe(prior, x, lips), chains) for chains in (1, 3))
     start, means = prior.initial_codes(power, lips), prior.encode(power, lips).mean
     assert torch.equal(one, start[None])
     if prior.num_components == 1:
@@ -385,5 +387,5 @@ def test_where_chains_start(name, small_prior, random_power, random_lips) -> Non
         assert torch.equal(three, torch.stack([seen, heard, seen]))
     prior = getattr(prior, "without_lips", prior)
     if not prior.requires_lips:
-        unseen = starting_codes(prior, power, None, 3)
+        unseen = starting_codes(observe(prior, x), 3)
         assert torch.equal(unseen, prior.initial_codes(power, None).expand(3, 2, 4, 2))

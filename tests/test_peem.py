@@ -37,7 +37,7 @@ def mode_by_adam(target: Target, start: Tensor) -> Tensor:
     """Where `climb` ends, at a step that shrinks."""
     y = start.clone()
     for learning_rate in (0.05, 0.005, 0.0005):
-        climb(target, y, Adam([y], lr=learning_rate, fused=True, maximize=True), 300)
+        climb(target, y, 300, learning_rate, None)
     return y
 
 

@@ -88,7 +88,7 @@ REFUSED = {
     'model = "a_vae"\n[training]\npatience = 0': ["[training]: patience is 0", "1 or more"],
     'model = "a_vae"\n[data]\nnoisy_fraction = 1.5': ["[data]: noisy_fraction is 1.5", "0 to 1"],
     'model = "v_vae"\n[data]\naugment_lips = 3': ["[data]: augment_lips is 3.0", "from 0 to 2"],
-    'model = "a_vae"\n[data]\nlevel = "loud"': ["'loud'", "peak, rms"],
+    'model = "a_vae"\n[data]\nlevel = "loud"': ["'loud'", "peak, speech"],
     'model = "a_vae"\n[training]\nselect = "loss"': ["'loss'", "elbo, enhancement"],
     'model = "a_vae"\n[training]\nlearning_rate = 0': ["[training]: learning_rate is 0"],
     'model = "a_vae"\n[training]\nlearning_rate = -1e-3': ["learning_rate is -0.001"],

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyro_avse.distributions import ComplexNormal
 from pyro_avse.inference import VEM, RandomWalk
-from pyro_avse.inference.em import converged
+from pyro_avse.inference.em import converged, observe
 from pyro_avse.inference.vem import latent_responsibilities
 from pyro_avse.models import AVAE, MINVAEv2
 from pyro_avse.models.nmf_noise import NoiseModel, nmf_noise_variance
@@ -85,10 +85,12 @@ def test_tolerance_stops_early_and_none_does_not(small_prior: SmallPrior) -> Non
     torch.testing.assert_close(stopped.objective, never.objective[:20])
 
     rising = [torch.tensor([float(i), 0.0]) for i in range(20)]  # one utterance gains 10 a window
-    power = torch.ones(2, 5, 4)
-    assert not converged(rising, 0.4, None, power)  # 10 / 20 coefficients
-    assert converged(rising, 0.6, None, power)
-    assert not converged(rising, 0.6, torch.tensor([[True] * 2 + [False] * 3, [True] * 5]), power)
+    x = torch.ones(2, 5, 7, dtype=torch.complex128)
+    whole = observe(prior, x)
+    assert not converged(rising, 0.25, whole)  # 10 / 35 coefficients
+    assert converged(rising, 0.3, whole)
+    mask = torch.tensor([[True] * 2 + [False] * 3, [True] * 5])
+    assert not converged(rising, 0.3, observe(prior, x, mask=mask))
 
 
 def test_equal_components_leave_the_responsibilities_at_the_mixing_weight() -> None:
