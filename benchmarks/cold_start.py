@@ -17,8 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pyro_avse.data.audio import load_audio, save_audio
+from pyro_avse.data.audio import load_audio
 from pyro_avse.data.noise import mix_at_snr
+from pyro_avse.data.saving import save_audio
 from pyro_avse.demo import CLIPS
 
 REPEATS, SAMPLES = 5, 48000

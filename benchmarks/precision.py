@@ -26,7 +26,8 @@ from pyro_avse.data.lips import load_lips
 from pyro_avse.data.noise import mix_at_snr
 from pyro_avse.defaults import DEFAULT_INFERENCE, DEFAULT_MODEL
 from pyro_avse.demo import CLIPS
-from pyro_avse.enhancer import Enhancer, find_scheme
+from pyro_avse.enhancer import Enhancer
+from pyro_avse.find import find_scheme
 from pyro_avse.inference.target import CollapsedTarget
 from pyro_avse.metrics import score
 

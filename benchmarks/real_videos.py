@@ -17,8 +17,9 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from pyro_avse.data.audio import SAMPLE_RATE, load_audio, save_audio
+from pyro_avse.data.audio import SAMPLE_RATE, load_audio
 from pyro_avse.data.noise import mix_at_snr, take_noise
+from pyro_avse.data.saving import save_audio
 from pyro_avse.data.video import copy_pictures
 from pyro_avse.files import make_folder
 from pyro_avse.plots import draw_spectrogram, save_figure

@@ -29,7 +29,7 @@ from pyro.infer import SVI, TraceEnum_ELBO
 from torch import Tensor
 
 from pyro_avse.data.frames import Frames
-from pyro_avse.enhancer import find_device
+from pyro_avse.find import find_device
 from pyro_avse.models import MINVAEv2
 from pyro_avse.recipe import Recipe, Training
 from pyro_avse.svi import Trainer, seeded

@@ -29,10 +29,12 @@ import soundfile
 import torch
 
 from pyro_avse.checkpoint import load_prior
-from pyro_avse.data.audio import audio_from_array, open_blocks, save_pieces
+from pyro_avse.data.audio import audio_from_array, open_blocks
 from pyro_avse.data.lips import Lips
+from pyro_avse.data.saving import save_pieces
 from pyro_avse.defaults import DEFAULT_MODEL
-from pyro_avse.enhancer import Enhancer, Recording, find_device, find_scheme
+from pyro_avse.enhancer import Enhancer, Recording
+from pyro_avse.find import find_device, find_scheme
 from pyro_avse.long import OVERLAP, enhance_blocks
 
 FPS = 25.0

@@ -121,13 +121,14 @@ def enhance(
     import torch
 
     from pyro_avse.checkpoint import load_prior
-    from pyro_avse.data.audio import Blocks, check_writable, load_audio, save_audio
+    from pyro_avse.data.audio import Blocks, load_audio
     from pyro_avse.data.lips import lips_from_array, load_lips
+    from pyro_avse.data.saving import check_writable, save_audio
     from pyro_avse.data.utterance import kind_of
     from pyro_avse.enhancer import Enhancer, check_strength
+    from pyro_avse.find import build_scheme
     from pyro_avse.long import open_sound
     from pyro_avse.measure import check_same_length, measure
-    from pyro_avse.protocol import build_scheme
 
     if fps is not None and lips is None:
         raise InputError("--fps is of --lips, which is not given: leave it out")
@@ -212,7 +213,7 @@ def _enhance_blocks(
     """Enhance a long recording into `output`, and what was taken off into `noise_out`; its row."""
     import numpy as np
 
-    from pyro_avse.data.audio import save_audio, save_together
+    from pyro_avse.data.saving import save_audio, save_together
     from pyro_avse.data.utterance import kind_of
     from pyro_avse.enhancer import mix
     from pyro_avse.long import measure_blocks

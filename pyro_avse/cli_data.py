@@ -25,9 +25,8 @@ def lips(
     ] = None,
 ) -> None:
     """Cut the lips out of a video."""
-    from pyro_avse.data.audio import check_place
     from pyro_avse.data.watch import check_preview, pack, save_preview, watch
-    from pyro_avse.files import write_atomically
+    from pyro_avse.files import check_place, write_atomically
 
     if output.suffix != ".npz":
         raise InputError(f"{output} is no .npz: lips are written as .npz")

@@ -70,10 +70,10 @@ def compare(
     from pyro_avse.checkpoint import load_prior
     from pyro_avse.comparison import Clip, compare
     from pyro_avse.comparison_page import TITLES, cells, comparison_page, input_cells, label
-    from pyro_avse.data.audio import check_place, load_audio
+    from pyro_avse.data.audio import load_audio
     from pyro_avse.data.lips import load_lips
-    from pyro_avse.enhancer import find_kernel
-    from pyro_avse.files import write_atomically
+    from pyro_avse.files import check_place, write_atomically
+    from pyro_avse.find import find_kernel
 
     chosen = _schemes(split_names(schemes, "--schemes"), settings, iterations, {})
     moved = None
@@ -251,7 +251,7 @@ def _schemes(
     names: list[str], settings: str, iterations: int | None, more: dict[str, Any]
 ) -> dict[str, Any]:
     """The schemes of these names, by them; `more` is added to the settings of each."""
-    from pyro_avse.protocol import build_scheme
+    from pyro_avse.find import build_scheme
 
     chosen = read_settings(settings)
     for name in chosen:

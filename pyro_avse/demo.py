@@ -12,18 +12,14 @@ import numpy as np
 from jaxtyping import Float
 
 from pyro_avse.checkpoint import load_prior
-from pyro_avse.data.audio import (
-    SAMPLE_RATE,
-    audio_from_array,
-    check_writable,
-    load_audio,
-    save_audio,
-)
+from pyro_avse.data.audio import SAMPLE_RATE, audio_from_array, load_audio
 from pyro_avse.data.lips import load_lips
 from pyro_avse.data.noise import mix_at_snr, pink_noise
+from pyro_avse.data.saving import check_writable, save_audio
 from pyro_avse.defaults import DEFAULT_INFERENCE
-from pyro_avse.enhancer import Enhancer, find_scheme
+from pyro_avse.enhancer import Enhancer
 from pyro_avse.files import make_folder
+from pyro_avse.find import find_scheme
 from pyro_avse.measure import measure
 from pyro_avse.typing import JSON
 

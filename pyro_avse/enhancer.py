@@ -3,8 +3,7 @@
 Several at once: `Enhancer.batch`. One that is too long for memory: `pyro_avse.long`.
 """
 
-import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,15 +17,12 @@ from pyro_avse.checkpoint import load_prior
 from pyro_avse.data.audio import SAMPLE_RATE, Audio, audio_from_array, restore
 from pyro_avse.data.lips import Lips, lips_from_array, lips_on_grid, mask_on_grid
 from pyro_avse.defaults import DEFAULT_INFERENCE, DEFAULT_MODEL
+from pyro_avse.find import find_device, find_scheme
 from pyro_avse.front import Parts, log_response, low_speech, split
-from pyro_avse.inference import KERNELS, SCHEMES
-from pyro_avse.inference.adaptation import Adaptation, DualAveraging, RobbinsMonro
 from pyro_avse.inference.nmf import Dictionary
 from pyro_avse.models.heard import HeardThrough
 from pyro_avse.stft import STFT
-from pyro_avse.typing import InputError, Kernel, Scheme, Separation, Spectrum
-
-ADAPTATIONS = {"robbins_monro": RobbinsMonro, "dual_averaging": DualAveraging}
+from pyro_avse.typing import InputError, Scheme, Separation, Spectrum
 
 
 @dataclass(frozen=True)
@@ -314,53 +310,3 @@ def enhance(
     scheme = find_scheme(inference) if isinstance(inference, str) else inference
     enhancer = Enhancer(prior, scheme, stft=stft, device=device)
     return enhancer(mixture, lips, fps, lips_mask=lips_mask, sample_rate=sample_rate, seed=seed)
-
-
-def find_scheme(name: str, **settings: Any) -> Scheme:
-    """The scheme of that name, with settings other than its defaults.
-
-    Raises:
-        InputError: no scheme of that name, or a setting that it has not.
-    """
-    return _called("inference scheme", SCHEMES, name, settings)
-
-
-def find_kernel(name: str, **settings: Any) -> Kernel:
-    """The kernel of that name, with tuning constants other than its defaults; "gibbs:pcn" is gibbs with pcn inside.
-
-    Raises:
-        InputError: no kernel of that name, or a constant that it has not.
-    """
-    name, _, inner = name.partition(":")
-    if inner:
-        settings["inner"] = find_kernel(inner)
-    return _called("kernel", KERNELS, name, settings)
-
-
-def find_adaptation(name: str, **settings: Any) -> Adaptation:
-    """How step sizes are adapted, by its name in `ADAPTATIONS`. Raises InputError as `find_kernel`."""
-    return _called("adaptation", ADAPTATIONS, name, settings)
-
-
-def _called(
-    kind: str, registry: Mapping[str, Callable[..., Any]], name: str, settings: Mapping[str, Any]
-) -> Any:
-    if name not in registry:
-        raise InputError(f"unknown {kind} {name!r}: known are {', '.join(registry)}")
-    known = inspect.signature(registry[name]).parameters
-    for setting in settings:
-        if setting not in known:
-            raise InputError(f"{name} has no setting {setting!r}: known are {', '.join(known)}")
-    return registry[name](**settings)
-
-
-def find_device(name: str | torch.device) -> torch.device:
-    """The device of that name; "auto" is a GPU where there is one."""
-    if str(name) == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"device {str(name)!r} cannot be used ({reason}): take cpu") from None
-    return torch.device(name)

@@ -36,18 +36,12 @@ from pyro_avse.data.audio import SAMPLE_RATE
 from pyro_avse.data.noise import Level
 from pyro_avse.data.utterance import Split
 from pyro_avse.defaults import DEFAULT_INFERENCE
-from pyro_avse.enhancer import Enhanced, Enhancer, Recording, find_device
+from pyro_avse.enhancer import Enhanced, Enhancer, Recording
 from pyro_avse.files import make_folder, write_atomically
+from pyro_avse.find import build_scheme, find_device
 from pyro_avse.metrics import NAMES, auc, score
 from pyro_avse.mixtures import Mixed, Mixture, mix
-from pyro_avse.protocol import (
-    Run,
-    Unit,
-    build_scheme,
-    join_protocol,
-    make_protocol,
-    units,
-)
+from pyro_avse.protocol import Run, Unit, join_protocol, make_protocol, units
 from pyro_avse.results import load_results, merge_parts, row_key, write_row
 from pyro_avse.typing import JSON, InputError
 

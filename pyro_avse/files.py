@@ -2,7 +2,9 @@
 
 import contextlib
 import os
+import secrets
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from pyro_avse.errors import InputError
@@ -44,3 +46,30 @@ def make_folder(path: Path) -> None:
         raise InputError(
             f"{path}: cannot be written to ({reason}): choose another folder"
         ) from None
+
+
+def check_place(path: Path) -> None:
+    """Whether a file can be written there, whatever its format. Raises InputError as `check_writable`."""
+    if not os.path.isdir(os.path.dirname(os.path.realpath(path))):
+        raise InputError(f"{path} cannot be written: make the folder {path.parent} first")
+    if os.path.isdir(path):
+        raise InputError(f"{path} cannot be written: it is a folder, name a file in it")
+
+    def probe(part: Path) -> None:
+        part.open("xb").close()
+        with contextlib.suppress(FileNotFoundError):
+            os.lstat(path)  # refuses a name too long for the file system
+
+    beside(path, probe)
+
+
+def beside(path: Path, use: Callable[[Path], None]) -> None:
+    """Call `use` with an unused name in the folder where `path` leads; leave nothing so named."""
+    part = Path(os.path.realpath(path)).with_name(f".{secrets.token_hex(8)}.part")
+    try:
+        try:
+            use(part)
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as err:
+        raise InputError(f"{path} cannot be written: {err.strerror}") from err

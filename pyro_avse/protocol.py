@@ -6,13 +6,12 @@ models, schemes and clips: rows are named by what they are, never by their order
 """
 
 import hashlib
-import inspect
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 
@@ -21,11 +20,9 @@ from pyro_avse.data.audio import load_audio
 from pyro_avse.data.corpus import choose_split, find_corpus
 from pyro_avse.data.noise import Level, choose_voices
 from pyro_avse.data.utterance import Split, Utterance
-from pyro_avse.enhancer import find_adaptation, find_kernel, find_scheme
-from pyro_avse.inference import SCHEMES
+from pyro_avse.find import build_scheme
 from pyro_avse.mixtures import LIPS, Mixture, place_mixture
-from pyro_avse.models.nmf_noise import NOISE_MODELS, NoiseModel
-from pyro_avse.typing import JSON, InputError, Scheme
+from pyro_avse.typing import JSON, InputError
 
 DRAWN = ("white", "pink", "babble")
 """Noises that are no recordings."""
@@ -212,65 +209,6 @@ def mixture_seed(seed: int, clip: str, noise: str, snr: float) -> int:
     """A seed that depends on nothing but these: 63 bits."""
     text = f"{seed}\n{clip}\n{noise}\n{snr:g}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
-
-
-def build_scheme(
-    name: str, settings: JSON, iterations: int | None = None, noise: str | None = None
-) -> Scheme:
-    """A scheme from JSON.
-
-    Args:
-        settings: `kernel` and `adapt` are names ("gibbs:pcn", "robbins_monro"), or {"name": ..., and constants}; a
-            kernel's `inner` is again either; `noise` is a name of `NOISE_MODELS`, or settings of a `NoiseModel`; `mcem`
-            holds settings of `mcem`.
-        iterations: of EM, where the settings do not say: the scheme's own, or those of the `mcem` inside it.
-        noise: the same of the noise model, by name.
-
-    Raises InputError for unknown names and settings, and for values they cannot have.
-    """
-    try:
-        built = dict(settings)
-        given = {"iterations": iterations, "noise": noise}
-        given = {key: value for key, value in given.items() if value is not None}
-        if name in SCHEMES and "mcem" in inspect.signature(SCHEMES[name]).parameters:
-            if given or "mcem" in built:
-                built["mcem"] = build_scheme("mcem", given | built.get("mcem", {}))
-        else:
-            built = given | built
-        if "kernel" in built:
-            built["kernel"] = _named(find_kernel, built["kernel"])
-        if built.get("adapt") is not None:
-            built["adapt"] = _named(find_adaptation, built["adapt"])
-        if "noise" in built:
-            built["noise"] = find_noise_model(built["noise"])
-        if isinstance(built.get("mixing_weight"), list):
-            built["mixing_weight"] = tuple(built["mixing_weight"])
-        return find_scheme(name, **built)
-    except InputError:
-        raise
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{name} cannot have settings {json.dumps(settings)}: {error}") from None
-
-
-def find_noise_model(entry: str | JSON) -> NoiseModel:
-    """A name of `NOISE_MODELS`, or a `NoiseModel` with these settings. Raises InputError for others."""
-    if isinstance(entry, str):
-        if entry not in NOISE_MODELS:
-            raise InputError(f"unknown noise model {entry!r}: known are {', '.join(NOISE_MODELS)}")
-        return NOISE_MODELS[entry]
-    known = inspect.signature(NoiseModel).parameters
-    for key in entry:
-        if key not in known:
-            raise InputError(f"a noise model has no setting {key!r}: known are {', '.join(known)}")
-    return NoiseModel(**entry)
-
-
-def _named(find: Callable[..., Any], entry: Any) -> Any:
-    """What `find` has under a name, or under {"name": ..., and its settings}."""
-    if isinstance(entry, str):
-        return find(entry)
-    inner = {"inner": _named(find, entry["inner"])} if "inner" in entry else {}
-    return find(**(entry | inner))
 
 
 def clip_name(utterance: Utterance) -> str:

@@ -70,8 +70,8 @@ class Training:
     responsibilities: Literal["step", "epoch"] = "step"
     """r(alpha_n): from each step's own draws, or a table refreshed after each epoch (the paper)."""
     kl_weight: float = 1.0
-    """Of the divergence of z from its prior in the loss; `train_objective` is minus that loss: the bound only where this is 1. `valid_elbo` is always
-    the bound."""
+    """Of the divergence of z from its prior in the loss. `train_objective` in the log is minus that loss, which is the
+    bound only where this is 1; `valid_elbo` is always the bound."""
     select: Literal["elbo", "enhancement"] = "elbo"
     """What the best epoch is the best in: the validation ELBO, or `valid_si_sdr`, what mixtures made of validation
     clips gain by it (`pyro_avse.selection`)."""

@@ -27,8 +27,8 @@ from pyro_avse.checkpoint import (
 )
 from pyro_avse.data.corpus import find_utterances
 from pyro_avse.data.frames import Frames, load_frames
-from pyro_avse.enhancer import find_device
 from pyro_avse.files import make_folder, write_atomically
+from pyro_avse.find import find_device
 from pyro_avse.models import MODELS
 from pyro_avse.recipe import Pipeline, Recipe, load_recipe, split_source
 from pyro_avse.selection import EnhancementScore

@@ -8,13 +8,8 @@ import pytest
 import soundfile
 
 from pyro_avse.data import audio
-from pyro_avse.data.audio import (
-    audio_from_array,
-    check_writable,
-    load_audio,
-    restore,
-    save_audio,
-)
+from pyro_avse.data.audio import audio_from_array, load_audio, restore
+from pyro_avse.data.saving import check_writable, save_audio
 from pyro_avse.typing import InputError
 
 DATA = Path(__file__).parents[2] / "shared" / "data"

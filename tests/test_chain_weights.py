@@ -35,8 +35,8 @@ def two_modes(
 def test_weights_are_the_modes_shares(draws: int) -> None:
     """Mean error of the first mode's share, 0.3 in truth, over 400 frames; the broad mode is the lower one.
 
-    Printed by this test at 10 draws (40): equal weights 0.20 (0.20), the last draws' log densities 0.67 (0.68), mean log
-    densities 0.70 (0.70), with the entropy 0.15 (0.04), which is chance of the draws: its median is 0.31 (0.30).
+    Printed by this test at 10 draws (40): equal weights 0.20 (0.20), the last draws' log densities 0.67 (0.68), mean
+    log densities 0.70 (0.70), with the entropy 0.15 (0.04), which is chance of the draws: its median is 0.31 (0.30).
     """
     share = 0.3
     log_density, z, _ = two_modes(draws, (0.7, 1.0), share)

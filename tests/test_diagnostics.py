@@ -277,9 +277,7 @@ def test_blocks_are_one_run_bit_for_bit(
     """Every kernel, its step sizes adapted where it has any, thinned: 3 blocks and a rest are the draws of one run."""
     prior = small_prior("two_decoders" if name == "gibbs" else "a_vae")
     power, kernel, pi = random_power(5, 7), KERNELS[name](), prior.mixing_weight
-    proposal = guide_proposal(
-        kernel, lambda: prior.encode(power, None), pi[:, None].expand(-1, 5)
-    )
+    proposal = guide_proposal(kernel, lambda: prior.encode(power, None), pi[:, None].expand(-1, 5))
     target = CollapsedTarget(prior, None, power, torch.ones_like(power), pi, proposal=proposal)
     z0, adapt = torch.randn(2, 5, 2), adaptation_for(kernel)
     settings = {"draws": 20, "warmup": 7, "adapt": adapt, "thin": 2, "seed": 3}

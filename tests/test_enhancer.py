@@ -11,14 +11,8 @@ import pyro_avse
 from pyro_avse.checkpoint import save_prior
 from pyro_avse.data.audio import audio_from_array
 from pyro_avse.data.lips import Lips, lips_from_array
-from pyro_avse.enhancer import (
-    Enhanced,
-    Enhancer,
-    enhance,
-    find_device,
-    find_kernel,
-    find_scheme,
-)
+from pyro_avse.enhancer import Enhanced, Enhancer, enhance
+from pyro_avse.find import find_device, find_kernel, find_scheme
 from pyro_avse.inference import VEM
 from pyro_avse.models import MODELS
 from pyro_avse.models.nmf_noise import NoiseModel

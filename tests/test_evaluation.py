@@ -13,6 +13,7 @@ from pyarrow.parquet import read_table
 
 from pyro_avse import evaluation, mixtures
 from pyro_avse.evaluation import evaluate
+from pyro_avse.find import build_scheme
 from pyro_avse.inference import MCEM, SCHEMES, VEM, RandomWalk
 from pyro_avse.inference.adaptation import DualAveraging, RobbinsMonro
 from pyro_avse.inference.auto_normal import AutoNormal
@@ -23,7 +24,7 @@ from pyro_avse.inference.pcn import PCN
 from pyro_avse.metrics import NAMES, score
 from pyro_avse.mixtures import mix, rebuild
 from pyro_avse.models.nmf_noise import NoiseModel
-from pyro_avse.protocol import build_scheme, make_protocol, read_protocol, units
+from pyro_avse.protocol import make_protocol, read_protocol, units
 from pyro_avse.results import KEYS, load_results, merge_parts, write_row
 from pyro_avse.typing import InputError
 

@@ -96,7 +96,7 @@ def test_the_level_is_speechs_own() -> None:
 
 
 def test_the_prior_is_told_of_the_filter(small_prior: Callable[..., torch.nn.Module]) -> None:
-    """`log_response` is what the filter does to sines; `HeardThrough` adds it to the log-variance, and to that alone."""
+    """`log_response` is what the filter does to sines; `HeardThrough` adds it to the log-variance, to nothing else."""
     response = front.log_response(513)
     for k in (2, 4, 8, 64):  # 31, 62.5, 125 and 1000 Hz
         x = np.sin(2 * np.pi * k * RATE / 1024 * np.arange(4 * RATE) / RATE)
@@ -110,7 +110,9 @@ def test_the_prior_is_told_of_the_filter(small_prior: Callable[..., torch.nn.Mod
     through = HeardThrough(prior, torch.linspace(-3, 0, 7, dtype=torch.float64))
     z = torch.randn(2, 3, 2, dtype=torch.float64)
     added = through.log_variance(z, None) - prior.log_variance(z, None)
-    torch.testing.assert_close(added, torch.linspace(-3, 0, 7, dtype=torch.float64).expand_as(added))
+    torch.testing.assert_close(
+        added, torch.linspace(-3, 0, 7, dtype=torch.float64).expand_as(added)
+    )
     assert through.num_components == 2
     assert through.components_see == prior.components_see
     with pytest.raises(AttributeError):

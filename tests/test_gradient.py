@@ -125,7 +125,7 @@ def test_ula_is_biased_by_its_law() -> None:
 
 
 def tamed_variance(scale: float, eps: float, longest: float) -> float:
-    """Of z' = z - clip(eps^2 z / (2 s2), -m, m) + eps xi where it has settled, by quadrature: 601 points, 2^12 steps."""
+    """Of z' = z - clip(eps^2 z / (2 s2), -m, m) + eps xi where it has settled, by quadrature: 2^12 steps."""
     z = torch.linspace(-4, 4, 601)
     drift = (0.5 * eps**2 * z / scale**2).clamp(-longest, longest)
     onward = torch.softmax(-0.5 * ((z[None] - (z - drift)[:, None]) / eps).square(), 1)

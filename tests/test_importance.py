@@ -141,9 +141,7 @@ def test_the_weights_are_bounded_by_the_share_of_the_prior(small_prior: SmallPri
     pi, noise = torch.tensor([0.3, 0.7]), torch.rand(4, 7) + 0.1
     target = CollapsedTarget(prior, None, power, noise, pi)
     r = torch.full((2, 4), 0.5)
-    q = guide_mixture(
-        prior.encode(power, torch.rand(4, 67, 67)), prior, None, r, pi, 0.05, 0.2
-    )
+    q = guide_mixture(prior.encode(power, torch.rand(4, 67, 67)), prior, None, r, pi, 0.05, 0.2)
     z = 3 * torch.randn(500, 4, 2)
     log_prior = torch.logsumexp(
         prior.latent_prior(None).log_prob(z[:, None]) + pi.log()[:, None], 1

@@ -192,6 +192,6 @@ def test_what_makes_no_sense_is_refused(small_prior: SmallPrior) -> None:
     """A penalty that tears codes apart; a kernel that needs what the target has not."""
     with pytest.raises(InputError, match=r"total_variation is -1.0: give 0 or more"):
         LDEM(total_variation=-1.0)
+    scheme = LDEM(kernel=Independence(), total_variation=1.0)
     with pytest.raises(InputError, match="independence needs a target with `proposal`"):
-        scheme = LDEM(kernel=Independence(), total_variation=1.0)
         scheme(small_prior("a_vae"), complex_normal(6, 7))

@@ -27,10 +27,9 @@ from pyro_avse.data.audio import (
     cut_blocks,
     load_audio,
     open_blocks,
-    save_audio,
-    save_pieces,
 )
 from pyro_avse.data.lips import Lips
+from pyro_avse.data.saving import save_audio, save_pieces
 from pyro_avse.enhancer import Enhancer
 from pyro_avse.inference import LDEM, MCEM, VEM
 from pyro_avse.long import OVERLAP, enhance_blocks, fade_in, open_sound
@@ -118,7 +117,7 @@ def test_blocks_cover_the_recording(seconds: float, sample_rate: int) -> None:
 def test_what_is_left_as_it_is_comes_out_as_it_was(
     seconds: float, deaf: Callable[..., Enhancer], tmp_path: Path
 ) -> None:
-    """A mask of 1 gives the file back but for each block's mean, from a file as from memory, at its level and length."""
+    """A mask of 1 gives the file back but for each block's mean, from a file as from memory, level and length kept."""
     mixture = sound(seconds)
     path = written(tmp_path / "a.wav", mixture)
     for blocks in (

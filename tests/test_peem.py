@@ -11,7 +11,6 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 from torch.distributions import Gamma, Normal
-from torch.optim import Adam
 
 from pyro_avse.distributions import ComplexNormal
 from pyro_avse.errors import Divergence

@@ -25,7 +25,6 @@ from pyro_avse.inference.nuts import NUTS, held_programs
 from pyro_avse.inference.target import CollapsedTarget
 from pyro_avse.models import MODELS
 from pyro_avse.models.nmf_noise import NoiseModel
-from pyro_avse.models.noisy_speech import noisy_speech
 from pyro_avse.typing import Chains, InputError
 
 pytestmark = pytest.mark.usefixtures("float64")

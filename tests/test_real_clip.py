@@ -18,9 +18,7 @@ from pyro_avse.measure import measure
 
 
 @pytest.mark.parametrize("model", ["a_vae", "v_vae", "min_vae_v2", "min_vae_v3"])
-def test_bundled_weights_enhance_real_clips(
-    model: str, shared_data: Callable[[str], Path]
-) -> None:
+def test_bundled_weights_enhance_real_clips(model: str, shared_data: Callable[[str], Path]) -> None:
     """In a kitchen at 0 dB, a sentence of each of three speakers: by the default, +3 dB SI-SDR, and no STOI lost."""
     clips = find_utterances(shared_data("grid"), "valid")
     kitchen = load_audio(shared_data("noise/kitchen.flac")).waveform

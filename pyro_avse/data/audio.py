@@ -7,14 +7,11 @@ comes in blocks (`open_blocks`, `cut_blocks`) and goes in pieces (`save_pieces`)
 """
 
 import contextlib
-import io
 import math
 import os
-import secrets
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import soundfile
@@ -29,8 +26,6 @@ SAMPLE_RATE = 16000
 """Of every waveform inside the library, in Hz."""
 SHORTEST = 1024 / SAMPLE_RATE
 """One STFT window, in seconds."""
-SUBTYPES = {"WAV": "FLOAT", "FLAC": "PCM_24"}
-"""What is written where libsndfile's default, 16 bits, would lose something."""
 
 
 @dataclass(frozen=True)
@@ -176,125 +171,6 @@ def restore(
     return np.pad(resampled[: like.num_samples], (0, missing)).astype(np.float32)
 
 
-def save_audio(
-    path: str | os.PathLike[str], waveform: Float[np.ndarray, "sample"], sample_rate: int
-) -> None:
-    """Write a mono file whose format its extension names; an older file is replaced whole or kept.
-
-    .wav holds float32 as it is; .flac 24 bits; the others libsndfile's default. All but .wav clip
-    samples beyond +-1, as their formats have no such values.
-    Raises InputError as `check_writable` does, for samples that are not finite, a rate the format
-    does not know, and a disk that refuses.
-    """
-    path = Path(path)
-    check_writable(path)
-    if not np.isfinite(waveform).all():
-        raise InputError(f"{path} not written: the waveform holds NaN or infinite samples")
-    encoded = io.BytesIO()
-    file_format = _format(path)
-    subtype = SUBTYPES.get(file_format)
-    try:
-        soundfile.write(encoded, waveform, sample_rate, subtype=subtype, format=file_format)
-    except soundfile.LibsndfileError as err:
-        raise InputError(
-            f"{path} cannot hold {sample_rate} Hz mono ({err.error_string}): write .wav or .flac"
-        ) from err
-
-    _forget_time(encoded)
-
-    def write(part: Path) -> None:
-        with part.open("xb") as file:
-            file.write(encoded.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(os.path.realpath(path))
-
-    beside(path, write)
-
-
-def save_pieces(
-    path: str | os.PathLike[str],
-    pieces: Iterable[Float[np.ndarray, "sample"]],
-    sample_rate: int,
-) -> None:
-    """`save_audio` of a waveform that comes piece by piece: written beside as it comes, renamed when whole."""
-    save_together([path], ((piece,) for piece in pieces), sample_rate)
-
-
-def save_together(
-    paths: Sequence[str | os.PathLike[str]],
-    pieces: Iterable[Sequence[Float[np.ndarray, "sample"]]],
-    sample_rate: int,
-) -> None:
-    """The same of several waveforms that come together, one for each path: all are renamed when all are whole."""
-    for path in paths:
-        check_writable(path)
-
-    def write(parts: list[Path]) -> None:
-        with contextlib.ExitStack() as files:
-            opened = []
-            for path, part in zip(paths, parts, strict=True):
-                form = _format(Path(path))
-                options = {"subtype": SUBTYPES.get(form), "format": form}
-                opened.append(
-                    files.enter_context(soundfile.SoundFile(part, "x", sample_rate, 1, **options))
-                )
-            for together in pieces:
-                for path, file, piece in zip(paths, opened, together, strict=True):
-                    if not np.isfinite(piece).all():
-                        raise InputError(
-                            f"{path} not written: the waveform holds NaN or infinite samples"
-                        )
-                    file.write(piece)
-        for part in parts:
-            with part.open("r+b") as written:
-                _forget_time(written)
-                written.flush()
-                os.fsync(written.fileno())
-        for path, part in zip(paths, parts, strict=True):
-            part.replace(os.path.realpath(path))
-
-    def nested(parts: list[Path]) -> None:
-        if len(parts) == len(paths):
-            write(parts)
-        else:
-            beside(Path(paths[len(parts)]), lambda part: nested([*parts, part]))
-
-    try:
-        nested([])
-    except soundfile.LibsndfileError as err:
-        names = " and ".join(map(str, paths))
-        raise InputError(
-            f"{names} cannot hold {sample_rate} Hz mono, or the disk is full ({err.error_string}): write .wav or"
-            " .flac, or elsewhere"
-        ) from err
-
-
-def check_writable(path: str | os.PathLike[str]) -> None:
-    """Whether `save_audio` will be able to write there; call it before any work.
-
-    Raises InputError for an extension that names no sound format, a missing folder, one that cannot
-    be written to (tried with an empty file, removed at once), and a path that is a folder.
-    """
-    _format(Path(path))
-    check_place(Path(path))
-
-
-def check_place(path: Path) -> None:
-    """Whether a file can be written there, whatever its format. Raises InputError as `check_writable`."""
-    if not os.path.isdir(os.path.dirname(os.path.realpath(path))):
-        raise InputError(f"{path} cannot be written: make the folder {path.parent} first")
-    if os.path.isdir(path):
-        raise InputError(f"{path} cannot be written: it is a folder, name a file in it")
-
-    def probe(part: Path) -> None:
-        part.open("xb").close()
-        with contextlib.suppress(FileNotFoundError):
-            os.lstat(path)  # refuses a name too long for the file system
-
-    beside(path, probe)
-
-
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[soundfile.SoundFile]:
     try:
@@ -407,33 +283,3 @@ def _pick(
 
 def _resample(samples: Float[np.ndarray, "sample"], old: int, new: int) -> np.ndarray:
     return samples if old == new else soxr.resample(samples, old, new)
-
-
-def _forget_time(file: BinaryIO) -> None:
-    """libsndfile notes in floating-point .wav the second of writing: the same speech is to be the same bytes."""
-    file.seek(0)
-    header = file.read(100)
-    at = header.find(b"PEAK")
-    if header.startswith(b"RIFF") and at > 0:
-        file.seek(at + 12)  # after the chunk's name, size and version
-        file.write(bytes(4))
-
-
-def _format(path: Path) -> str:
-    """libsndfile's name of the format that the extension names."""
-    name = path.suffix[1:].upper()
-    if name == "RAW" or name not in soundfile.available_formats():
-        raise InputError(f"{path} names no sound format ({path.suffix!r}): end it in .wav or .flac")
-    return name
-
-
-def beside(path: Path, use: Callable[[Path], None]) -> None:
-    """Call `use` with an unused name in the folder where `path` leads; leave nothing so named."""
-    part = Path(os.path.realpath(path)).with_name(f".{secrets.token_hex(8)}.part")
-    try:
-        try:
-            use(part)
-        finally:
-            part.unlink(missing_ok=True)
-    except OSError as err:
-        raise InputError(f"{path} cannot be written: {err.strerror}") from err

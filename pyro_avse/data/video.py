@@ -18,8 +18,8 @@ import numpy as np
 import soxr
 from jaxtyping import Float, Float64, Int, UInt8
 
-from pyro_avse.data.audio import beside, check_place
 from pyro_avse.data.lips import TOLERANCE
+from pyro_avse.files import beside, check_place
 from pyro_avse.typing import InputError
 
 CODECS = {".mp4": "aac", ".m4v": "aac", ".mov": "aac", ".mkv": "aac", ".webm": "libopus"}

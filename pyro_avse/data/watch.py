@@ -16,7 +16,6 @@ import cv2
 import numpy as np
 from jaxtyping import Float64
 
-from pyro_avse.data.audio import beside, check_place
 from pyro_avse.data.face import (
     LONGEST_GAP,
     LOOKS,
@@ -30,7 +29,7 @@ from pyro_avse.data.face import (
 )
 from pyro_avse.data.lips import SIDE, Lips, load_lips
 from pyro_avse.data.video import read_pictures, time_pictures
-from pyro_avse.files import write_atomically
+from pyro_avse.files import beside, check_place, write_atomically
 from pyro_avse.typing import InputError
 
 VERSION = 1

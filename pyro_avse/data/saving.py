@@ -1,0 +1,140 @@
+"""Sound into files: whole or not at all, in the format that the extension names."""
+
+import contextlib
+import io
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import soundfile
+from jaxtyping import Float
+
+from pyro_avse.files import beside, check_place
+from pyro_avse.typing import InputError
+
+SUBTYPES = {"WAV": "FLOAT", "FLAC": "PCM_24"}
+"""What is written where libsndfile's default, 16 bits, would lose something."""
+
+
+def save_audio(
+    path: str | os.PathLike[str], waveform: Float[np.ndarray, "sample"], sample_rate: int
+) -> None:
+    """Write a mono file whose format its extension names; an older file is replaced whole or kept.
+
+    .wav holds float32 as it is; .flac 24 bits; the others libsndfile's default. All but .wav clip
+    samples beyond +-1, as their formats have no such values.
+    Raises InputError as `check_writable` does, for samples that are not finite, a rate the format
+    does not know, and a disk that refuses.
+    """
+    path = Path(path)
+    check_writable(path)
+    if not np.isfinite(waveform).all():
+        raise InputError(f"{path} not written: the waveform holds NaN or infinite samples")
+    encoded = io.BytesIO()
+    file_format = _format(path)
+    subtype = SUBTYPES.get(file_format)
+    try:
+        soundfile.write(encoded, waveform, sample_rate, subtype=subtype, format=file_format)
+    except soundfile.LibsndfileError as err:
+        raise InputError(
+            f"{path} cannot hold {sample_rate} Hz mono ({err.error_string}): write .wav or .flac"
+        ) from err
+
+    _forget_time(encoded)
+
+    def write(part: Path) -> None:
+        with part.open("xb") as file:
+            file.write(encoded.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(os.path.realpath(path))
+
+    beside(path, write)
+
+
+def save_pieces(
+    path: str | os.PathLike[str],
+    pieces: Iterable[Float[np.ndarray, "sample"]],
+    sample_rate: int,
+) -> None:
+    """`save_audio` of a waveform that comes piece by piece: written beside as it comes, renamed when whole."""
+    save_together([path], ((piece,) for piece in pieces), sample_rate)
+
+
+def save_together(
+    paths: Sequence[str | os.PathLike[str]],
+    pieces: Iterable[Sequence[Float[np.ndarray, "sample"]]],
+    sample_rate: int,
+) -> None:
+    """The same of several waveforms that come together, one for each path: all are renamed when all are whole."""
+    for path in paths:
+        check_writable(path)
+
+    def write(parts: list[Path]) -> None:
+        with contextlib.ExitStack() as files:
+            opened = []
+            for path, part in zip(paths, parts, strict=True):
+                form = _format(Path(path))
+                options = {"subtype": SUBTYPES.get(form), "format": form}
+                opened.append(
+                    files.enter_context(soundfile.SoundFile(part, "x", sample_rate, 1, **options))
+                )
+            for together in pieces:
+                for path, file, piece in zip(paths, opened, together, strict=True):
+                    if not np.isfinite(piece).all():
+                        raise InputError(
+                            f"{path} not written: the waveform holds NaN or infinite samples"
+                        )
+                    file.write(piece)
+        for part in parts:
+            with part.open("r+b") as written:
+                _forget_time(written)
+                written.flush()
+                os.fsync(written.fileno())
+        for path, part in zip(paths, parts, strict=True):
+            part.replace(os.path.realpath(path))
+
+    def nested(parts: list[Path]) -> None:
+        if len(parts) == len(paths):
+            write(parts)
+        else:
+            beside(Path(paths[len(parts)]), lambda part: nested([*parts, part]))
+
+    try:
+        nested([])
+    except soundfile.LibsndfileError as err:
+        names = " and ".join(map(str, paths))
+        raise InputError(
+            f"{names} cannot hold {sample_rate} Hz mono, or the disk is full ({err.error_string}): write .wav or"
+            " .flac, or elsewhere"
+        ) from err
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Whether `save_audio` will be able to write there; call it before any work.
+
+    Raises InputError for an extension that names no sound format, a missing folder, one that cannot
+    be written to (tried with an empty file, removed at once), and a path that is a folder.
+    """
+    _format(Path(path))
+    check_place(Path(path))
+
+
+def _forget_time(file: BinaryIO) -> None:
+    """libsndfile notes in floating-point .wav the second of writing: the same speech is to be the same bytes."""
+    file.seek(0)
+    header = file.read(100)
+    at = header.find(b"PEAK")
+    if header.startswith(b"RIFF") and at > 0:
+        file.seek(at + 12)  # after the chunk's name, size and version
+        file.write(bytes(4))
+
+
+def _format(path: Path) -> str:
+    """libsndfile's name of the format that the extension names."""
+    name = path.suffix[1:].upper()
+    if name == "RAW" or name not in soundfile.available_formats():
+        raise InputError(f"{path} names no sound format ({path.suffix!r}): end it in .wav or .flac")
+    return name
