@@ -115,7 +115,8 @@ def posterior(frames: int, device: torch.device) -> tuple[CollapsedTarget, Tenso
     noise_variance = nmf_noise_variance(separation.dictionary, separation.activations)
     n = (len(x) // 3 + torch.arange(frames, device=device)) % len(x)  # begins amid speech
     r = torch.ones(1, frames, device=device)
-    guide = guide_proposal(Independence(), prior, separation.speech[n].abs().square(), None, r)
+    speech_power = separation.speech[n].abs().square()
+    guide = guide_proposal(Independence(), lambda: prior.encode(speech_power, None), r)
     target = CollapsedTarget(
         prior, None, x[n].abs().square(), noise_variance[n], r[:, 0], proposal=guide
     )

@@ -2,9 +2,12 @@
 
 One speaker is held out, the models are trained on the others' clips by the default recipes, changed as a setting says,
 and all are scored on the same mixtures of the speaker's clips. All learn from synthetic talkers besides, A-VAE from
-spoken commands too; the audio-visual models start from A-VAE, so that a row differs from A-VAE's in what lips add.
+spoken commands and LibriSpeech's excerpts too; the audio-visual models start from A-VAE, so that a row differs from
+A-VAE's in what lips add. `a_vae, no LibriSpeech` shows what its 224 speakers are worth.
 
     python benchmarks/leave_one_out.py --data ../shared/data --synth runs/synth --hold-out s4 --out runs/leave_one_out
+
+The setting "default" alone is what benchmarks/robustness.py enhances GRID with (--only default).
 
 What is trained and scored in --out already is not done again; --only names some settings.
 """
@@ -39,12 +42,12 @@ class Setting:
     """Minutes of synthetic talkers beside the real ones; A-VAE has `TALKERS`."""
 
 
-MODELS = ("v_vae", "av_vae", "min_vae_v1", "min_vae_v1_noisy", "min_vae_v2")
+MODELS = ("v_vae", "av_vae", "min_vae_v1", "min_vae_v1_noisy", "min_vae_v2", "min_vae_v3", "vae_mm")
 """`_noisy`: with noise on the audio encoder's input in a third of the frames, as default/min_vae_v2."""
 SETTINGS = {
     "lips as they are": Setting(),
     "lips changed": Setting(augment_lips=1.0),
-    "lips changed, 256 features": Setting(256, augment_lips=1.0),
+    "default": Setting(256, augment_lips=1.0),
     "lips changed, 256 features, no talkers": Setting(256, augment_lips=1.0, synth=0),
 }
 
@@ -60,6 +63,10 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=5, help="of the speaker")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", nargs="+", default=list(SETTINGS), choices=SETTINGS)
+    parser.add_argument(
+        "--without-librispeech", action="store_true", help="train A-VAE without it too"
+    )
+    parser.add_argument("--no-scores", action="store_true", help="train, and no more")
     parser.add_argument("--inference", default=DEFAULT_INFERENCE, help="a scheme")
     parser.add_argument("--iterations", type=int, help="of the scheme, fewer than its default")
     args = parser.parse_args()
@@ -69,8 +76,14 @@ def main() -> None:
     corpus = without_speaker(args.data / "grid", args.hold_out, out / "data")
     commands = excerpt(args.data / "commands", COMMANDS, args.out / "data" / f"commands_{COMMANDS}")
     talkers = excerpt(args.synth, TALKERS, args.out / "data" / f"synth_{TALKERS}")
-    audio = train_once("a_vae", Setting(), {}, [corpus, commands, talkers], out)
+    heard = [corpus, commands, talkers]
+    speech = librispeech(args.data, args.out / "data" / "librispeech")
+    audio = train_once("a_vae", Setting(), {}, [*heard, speech], out)
     weights = {"a_vae": audio}
+    if args.without_librispeech:
+        weights["a_vae, no LibriSpeech"] = train_once(
+            "a_vae", Setting(), {}, heard, out / "no_librispeech"
+        )
     for name in args.only:
         setting = SETTINGS[name]
         corpora = [corpus]
@@ -82,6 +95,8 @@ def main() -> None:
         for model in args.models:
             stages[model] = train_once(model, setting, stages, corpora, folder_of(out, name))
             weights[f"{model}, {name}"] = stages[model]
+    if args.no_scores:
+        return
     rows = evaluate(
         corpus,
         [str(args.data / "noise" / f"{noise}.flac") for noise in NOISES],
@@ -111,6 +126,15 @@ def without_speaker(corpus: Path, speaker: str, out: Path) -> Path:
     return out
 
 
+def librispeech(data: Path, out: Path) -> Path:
+    """The excerpts of LibriSpeech as a corpus: links named as its splits."""
+    for split, name in (("train", "librispeech"), ("valid", "librispeech_valid")):
+        if not (out / split).is_symlink():
+            out.mkdir(parents=True, exist_ok=True)
+            (out / split).symlink_to((data / "speech" / name).resolve())
+    return out
+
+
 def train_once(
     model: str, setting: Setting, stages: dict[str, Path], corpora: list[Path], out: Path
 ) -> Path:
@@ -122,7 +146,9 @@ def train_once(
         weights, colon, name = source.partition(":")
         initialise[network] = f"{stages[weights]}{colon}{name}"
     data, options = recipe.data, recipe.options
-    if model != "a_vae":
+    if model == "vae_mm":
+        options = {"audio_visual": options["audio_visual"] | {"features": setting.features}}
+    elif model != "a_vae":
         options = options | {"features": setting.features}
         data = replace(data, augment_lips=setting.augment_lips)
     if model.endswith("_noisy"):
