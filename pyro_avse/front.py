@@ -16,13 +16,13 @@ power there (`HeardThrough`). `level` is the speech band's (`pyro_avse.data.leve
 Some recordings of clean speech do have power below the cutoff, and who compares with them wants it back. How much of
 `low` is speech's is a small question with a small model. In dB, of a whole recording,
 
-    s = low power of speech   ~ N(speech's power - 20, 8^2)     what clean recordings have
-    n = low power of noise    ~ N(noise's just above + 6, 12^2)  as noise goes on downwards, or rumbles
+    s = low power of speech   ~ N(speech's power - 20, 5^2)      what clean recordings have
+    n = low power of noise    ~ N(noise's just above + 6, 15^2)  as noise goes on downwards, or rumbles, or hums
     10^(s/10) + 10^(n/10) = the power that is there
 
-`shares` integrates over s. Then every frame asks the same question again, around the recording's posterior means with
-spreads of 4 and 5 dB, and its answer is the gain of a Wiener filter on `low`. Where the noise above is faint the answer
-is close to 1, and falls as noise rises: nothing switches.
+`division` gives the posterior of how the power divides. Then every frame asks the same question again, around each s and
+n that the recording may have with spreads of 4 and 5 dB, and the mean of its answers is the gain of a Wiener filter on
+`low`. Where the noise above is faint the gain is close to 1, and falls as noise rises: nothing switches.
 """
 
 from dataclasses import dataclass
@@ -37,9 +37,9 @@ CUTOFF = 60.0
 """Hz."""
 ORDER = 4
 """Of the Butterworth high-pass, which runs forwards and backwards: no phase, twice the order."""
-SPEECH_BELOW, SPEECH_SPREAD = -20.0, 8.0
-"""dB: speech's power below the cutoff against all of it. GRID has -13 to -16, LibriSpeech -24, spoken commands -38."""
-NOISE_BELOW, NOISE_SPREAD = 6.0, 12.0
+SPEECH_BELOW, SPEECH_SPREAD = -20.0, 5.0
+"""dB: speech's power below the cutoff against all of it. GRID has -13 to -18, LibriSpeech -24, spoken commands -38."""
+NOISE_BELOW, NOISE_SPREAD = 6.0, 15.0
 """dB: noise's power below the cutoff against what it would have there with the density of 70 to 200 Hz."""
 FRAME_SPREADS = 4.0, 5.0
 """dB: of a frame's low speech and low noise around the recording's."""
@@ -52,6 +52,8 @@ AROUND, HOLE = 320, 16
 """Samples at 16 kHz: 20 ms, and the 1 ms next to a click that is not asked."""
 
 Waveform = Float[np.ndarray, "sample"]
+Decibels = np.ndarray | float
+"""Of any shape."""
 
 
 @dataclass(frozen=True)
@@ -128,37 +130,40 @@ def low_speech(parts: Parts, heard_speech: Waveform, stft: STFT) -> Waveform:
     above = density[(hertz >= 70) & (hertz < 200)].mean() * (hertz < CUTOFF).sum()
     # 100 dB below speech: noise of no power has no logarithm
     s, n = _decibels(power) + SPEECH_BELOW, _decibels(above + 1e-10 * power) + NOISE_BELOW
-    _, s, n = shares(np.array([_decibels(below)]), s, SPEECH_SPREAD, n, NOISE_SPREAD)
+    _, p, s, n = division(_decibels(below), s, SPEECH_SPREAD, n, NOISE_SPREAD, points=33)
 
     spectrum = stft.analyse(torch.from_numpy(parts.low.astype(np.float32)))
     frames = (spectrum.abs().square().sum(-1).double().numpy()) + 1e-30
     frames = np.convolve(np.pad(frames, 1, mode="edge"), [0.25, 0.5, 0.25], mode="valid")
     unit = _decibels(frames.mean()) - _decibels(below)
-    gain, _, _ = shares(_decibels(frames), s + unit, FRAME_SPREADS[0], n + unit, FRAME_SPREADS[1])
+    share, of_frame, _, _ = division(
+        _decibels(frames), s[:, None] + unit, FRAME_SPREADS[0], n[:, None] + unit, FRAME_SPREADS[1]
+    )
+    gain = p @ (of_frame @ share)  # (recording's case) (case, frame)
     filtered = torch.from_numpy(gain.astype(np.float32))[:, None] * spectrum
     return stft.synthesise(filtered, len(parts.low)).numpy().astype(np.float64)
 
 
-def shares(
-    total: Float[np.ndarray, "case"],
-    speech: float | Float[np.ndarray, "1"],
+def division(
+    total: Decibels,
+    speech: Decibels,
     speech_spread: float,
-    noise: float | Float[np.ndarray, "1"],
+    noise: Decibels,
     noise_spread: float,
-) -> tuple[Float[np.ndarray, "case"], Float[np.ndarray, "case"], Float[np.ndarray, "case"]]:
-    """Speech's expected share of a power, and the posterior means of speech and noise in dB.
+    points: int = 161,
+) -> tuple[Decibels, Decibels, Decibels, Decibels]:
+    """How powers s + n divide if both are log-normal with these means and spreads, in dB.
 
-    `total` is 10 log10 of s + n, and the two are log-normal with these means and spreads, in dB: one integral over
-    the share f, on a grid of log f / (1 - f), in which ds dn along s + n = total is even.
+    On a grid of s / (s + n), even in its logit, as ds dn is along s + n = total: the grid's shares, their probabilities
+    (..., point), and the s and n of each in dB. `total`, `speech` and `noise` broadcast against one another.
     """
-    logit = np.linspace(-16, 16, 321)
-    f = 1 / (1 + np.exp(-logit))
-    s = total[:, None] - _decibels(1 + np.exp(-logit))
-    n = total[:, None] - _decibels(1 + np.exp(logit))
-    log_p = -0.5 * (((s - speech) / speech_spread) ** 2 + ((n - noise) / noise_spread) ** 2)
+    logit = np.linspace(-16, 16, points)
+    total = np.asarray(total)[..., None]
+    s, n = total - _decibels(1 + np.exp(-logit)), total - _decibels(1 + np.exp(logit))
+    far = ((s - np.asarray(speech)[..., None]) / speech_spread) ** 2
+    log_p = -0.5 * (far + ((n - np.asarray(noise)[..., None]) / noise_spread) ** 2)
     p = np.exp(log_p - log_p.max(-1, keepdims=True))
-    p /= p.sum(-1, keepdims=True)
-    return p @ f, (p * s).sum(-1), (p * n).sum(-1)
+    return 1 / (1 + np.exp(-logit)), p / p.sum(-1, keepdims=True), s, n
 
 
 def _high_pass() -> np.ndarray:

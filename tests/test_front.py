@@ -119,15 +119,18 @@ def test_the_prior_is_told_of_the_filter(small_prior: Callable[..., torch.nn.Mod
         through.no_such_thing  # noqa: B018
 
 
-def test_shares_by_quadrature() -> None:
+def test_powers_divide_as_by_quadrature() -> None:
     """E[s / (s + n) | s + n] of two log-normal powers against a plain sum over s."""
     total, spread_s, spread_n = -3.0, 8.0, 12.0
     for s0, n0 in ((-10.0, -20.0), (-20.0, -10.0), (5.0, 5.0)):
-        found, _, _ = front.shares(np.array([total]), s0, spread_s, n0, spread_n)
+        share, p, s, n = front.division(total, s0, spread_s, n0, spread_n)
+        np.testing.assert_allclose(10 ** (s / 10) + 10 ** (n / 10), 10 ** (total / 10))
+        np.testing.assert_allclose(10 ** ((s - total) / 10), share)
+        p_share = float(p @ share)
         f = np.linspace(1e-6, 1 - 1e-6, 2_000_001)
         s, n = total + 10 * np.log10(f), total + 10 * np.log10(1 - f)
         p = np.exp(-0.5 * (((s - s0) / spread_s) ** 2 + ((n - n0) / spread_n) ** 2)) / (f * (1 - f))
-        assert found[0] == pytest.approx(float((p * f).sum() / p.sum()), abs=2e-3)
+        assert p_share == pytest.approx(float((p * f).sum() / p.sum()), abs=2e-3)
 
 
 def test_low_speech_comes_back_as_noise_falls() -> None:
