@@ -187,7 +187,9 @@ class Encoders:
         frames, mask = observation.x.shape[:-1], observation.mask
 
         def model() -> None:
-            heard = cast(SpeechPrior, WithoutIdle(target.prior, target.mixing_weight))
+            pi = target.mixing_weight
+            framewise = pi.dim() == observation.x.dim()
+            heard = cast(SpeechPrior, WithoutIdle(target.prior, pi, framewise))
             noisy_speech(
                 heard,
                 observation.x,

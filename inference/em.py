@@ -90,6 +90,7 @@ def observe(
                 f"lips_mask leaves {missing} frames without a picture, and this model needs one in each: take "
                 "a_vae, min_vae_v2, min_vae_v3 or vae_mm, or give the lips there"
             )
+        lips_mask = None  # every frame of sound has one
     v = prior.visual_features(lips)
     return Observation(prior, mixture, power, lips, v, mask, lips_mask, dictionary)
 

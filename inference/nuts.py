@@ -28,7 +28,7 @@ from pyro_avse.inference.mcem import MCEM
 from pyro_avse.inference.monte_carlo import chains_disagree, weighted_draws
 from pyro_avse.inference.run import stop_if_diverged, sum_of_frames
 from pyro_avse.inference.settings import check_settings
-from pyro_avse.inference.target import CollapsedTarget, zero_where_idle
+from pyro_avse.inference.target import CollapsedTarget
 from pyro_avse.inference.wiener import Draws, Weights, monte_carlo_wiener
 from pyro_avse.models.noisy_speech import noisy_speech
 from pyro_avse.typing import (
@@ -169,7 +169,7 @@ def held_programs(
         weight = weight[frames].mT if framewise else weight
         program = partial(
             noisy_speech,
-            cast(SpeechPrior, WithoutIdle(target.prior, weight)),
+            cast(SpeechPrior, WithoutIdle(target.prior, weight, framewise)),
             mixture[utterance][frames],
             None if v is None else v[utterance][frames],
             target.noise_variance[utterance][frames],
@@ -181,17 +181,26 @@ def held_programs(
 
 
 class WithoutIdle:
-    """A prior as a Pyro program may see it: what components of pi_k = 0 decode is 0, since it could overflow."""
+    """A prior as a Pyro program may see it: what components of pi_k = 0 decode is 0, since it could overflow.
 
-    def __init__(self, prior: SpeechPrior, mixing_weight: Tensor) -> None:
-        self.prior, self.mixing_weight = prior, mixing_weight
+    `mixing_weight` is pi, (component, ...), or (component, ..., frame) if `framewise`.
+    """
+
+    def __init__(self, prior: SpeechPrior, mixing_weight: Tensor, framewise: bool) -> None:
+        self.prior = prior
+        self.weight = mixing_weight if framewise else mixing_weight[..., None]
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.prior, name)
 
     def log_variance(self, z: Tensor, lips: Tensor | None) -> Tensor:
         """(component | 1, ..., frame, freq)."""
-        return zero_where_idle(self.prior.log_variance(z, lips), self.mixing_weight)
+        found = self.prior.log_variance(z, lips)
+        if len(found) == 1:  # one decoder for all components
+            return found
+        K, *shape = self.weight.shape
+        weight = self.weight.reshape(K, *[1] * (found.dim() - len(shape) - 2), *shape, 1)
+        return torch.where(weight > 0, found, 0)
 
 
 @contextmanager

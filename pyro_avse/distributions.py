@@ -195,7 +195,9 @@ def unchecked_normal(
 def update_mixing_weight(
     responsibilities: Responsibilities, mask: FrameMask | None = None
 ) -> MixingWeight:
-    """pi = mean over frames of r(alpha_n), padding left out. [Sadeghi2021] (25), (44)"""
+    """pi = mean over the frames that `mask` keeps of r(alpha_n); even if it keeps none. [Sadeghi2021] (25), (44)"""
     if mask is None:
         return responsibilities.mean(-1)
-    return torch.where(mask, responsibilities, 0).sum(-1) / mask.sum(-1)
+    count = mask.sum(-1)
+    mean = torch.where(mask, responsibilities, 0).sum(-1) / count.clamp_min(1)
+    return torch.where(count > 0, mean, 1 / len(responsibilities))

@@ -73,7 +73,7 @@ def gradient(loss: Tensor, prior: nn.Module) -> dict[str, Tensor]:
 def test_train_raises_the_bound(
     model: str, responsibilities: Any, tiny_corpus: Path, tmp_path: Path
 ) -> None:
-    """(18): maximising the bound raises it on held-out frames too, from first to last, but for the estimate's chance."""
+    """(18): maximising the bound raises it on held-out frames too, from first to last, but for chance."""
     recipe = tiny_recipe(model, replace(STEPS, responsibilities=responsibilities))
     rows: list[dict[str, Any]] = []
     weights = train(recipe, [tiny_corpus], tmp_path / "run", progress=rows.append)
