@@ -63,7 +63,7 @@ weights: .venv/.development runs/speech
 	for model in a_vae v_vae av_vae min_vae_v1 min_vae_v2 min_vae_v3; do \
 	  $(BIN)/pyro-avse train default/$$model --data $(DATA)/commands --data $(DATA)/grid \
 	    --data runs/synth --data runs/speech --out runs/$$model --resume && \
-	  cp runs/$$model/weights.safetensors pyro_avse/weights/$$model.safetensors || exit 1; \
+	  cp runs/$$model/weights.safetensors pyro_avse/weights/bundled/$$model.safetensors || exit 1; \
 	done
 
 .venv/bin/python:

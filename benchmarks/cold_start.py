@@ -17,10 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
-from pyro_avse.data.audio import load_audio
+from pyro_avse.data.media.audio import load_audio
+from pyro_avse.data.media.saving import save_audio
 from pyro_avse.data.noise import mix_at_snr
-from pyro_avse.data.saving import save_audio
-from pyro_avse.demo import CLIPS
+from pyro_avse.enhancement.demo import CLIPS
 
 REPEATS, SAMPLES = 5, 48000
 MAIN = "from pyro_avse.cli import main; main()"

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_avse.find import find_device
+from pyro_avse.enhancement.find import find_device
 from pyro_avse.inference import VEM, Compiled, RandomWalk, run_chains
 from pyro_avse.inference.target import MeanFieldTarget
 from pyro_avse.models import MINVAEv2

@@ -42,10 +42,9 @@ from pyro.infer import MCMC, NUTS
 from pyro.infer.mcmc.rwkernel import RandomWalkKernel
 from torch import Tensor
 
-from pyro_avse.checkpoint import load_prior
-from pyro_avse.data.audio import load_audio
+from pyro_avse.data.media.audio import load_audio
 from pyro_avse.data.noise import mix_at_snr
-from pyro_avse.demo import CLIPS
+from pyro_avse.enhancement.demo import CLIPS
 from pyro_avse.errors import InputError
 from pyro_avse.inference import KERNELS, MCEM, Compiled, run_chains
 from pyro_avse.inference.adaptation import DualAveraging
@@ -53,6 +52,7 @@ from pyro_avse.inference.hmc import HMC
 from pyro_avse.inference.independence import Independence, guide_proposal
 from pyro_avse.inference.target import CollapsedTarget
 from pyro_avse.models.nmf_noise import nmf_noise_variance
+from pyro_avse.weights.checkpoint import load_prior
 
 THIN = {"random_walk": 20, "pcn": 20, "independence": 20, "gibbs": 5, "mala": 8, "ula": 8, "hmc": 2}
 COMPILED = ("random_walk", "mala", "hmc")

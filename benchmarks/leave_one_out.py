@@ -21,11 +21,11 @@ import torch
 from prior_study import excerpt, folder_of, link
 from scipy.stats import t as student
 
-from pyro_avse.data.corpus import find_utterances
+from pyro_avse.data.corpora.corpus import find_utterances
 from pyro_avse.defaults import DEFAULT_INFERENCE
-from pyro_avse.evaluation import evaluate
-from pyro_avse.recipe import Recipe, load_recipe
-from pyro_avse.training import WEIGHTS, train
+from pyro_avse.sweep.evaluation import evaluate
+from pyro_avse.training.recipe import Recipe, load_recipe
+from pyro_avse.training.stages import WEIGHTS, train
 
 NOISES, SNRS = ("street_tram", "kitchen"), (-5.0, 0.0, 5.0)
 COMMANDS, TALKERS = 20, 15

@@ -31,11 +31,11 @@ from robustness import SPEAKERS, Case, enhancer_of, far, mixture_of, near
 from torch import Tensor
 from torch.nn.functional import avg_pool1d
 
-from pyro_avse.data.audio import audio_from_array
+from pyro_avse.data.media.audio import audio_from_array
 from pyro_avse.defaults import DEFAULT_INFERENCE
-from pyro_avse.enhancer import Enhancer, Recording
+from pyro_avse.enhancement.enhancer import Enhancer, Recording
+from pyro_avse.enhancement.front import split
 from pyro_avse.files import make_folder
-from pyro_avse.front import split
 from pyro_avse.inference.m_step import m_step
 from pyro_avse.inference.nmf import initial_factors
 from pyro_avse.inference.run import run_chains

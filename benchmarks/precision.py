@@ -20,16 +20,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pyro_avse.checkpoint import load_prior
-from pyro_avse.data.audio import SAMPLE_RATE, audio_from_array, load_audio
-from pyro_avse.data.lips import load_lips
+from pyro_avse.data.lips.open import load_lips
+from pyro_avse.data.media.audio import audio_from_array, load_audio
 from pyro_avse.data.noise import mix_at_snr
-from pyro_avse.defaults import DEFAULT_INFERENCE, DEFAULT_MODEL
-from pyro_avse.demo import CLIPS
-from pyro_avse.enhancer import Enhancer
-from pyro_avse.find import find_scheme
+from pyro_avse.defaults import DEFAULT_INFERENCE, DEFAULT_MODEL, SAMPLE_RATE
+from pyro_avse.enhancement.demo import CLIPS
+from pyro_avse.enhancement.enhancer import Enhancer
+from pyro_avse.enhancement.find import find_scheme
 from pyro_avse.inference.target import CollapsedTarget
 from pyro_avse.metrics import score
+from pyro_avse.weights.checkpoint import load_prior
 
 MANTISSA = {"float32": 23, "tf32": 10, "bfloat16": 7}
 

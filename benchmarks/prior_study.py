@@ -25,14 +25,13 @@ import torch
 from scipy.signal import butter, sosfilt, sosfiltfilt
 from scipy.stats import t as student
 
-from pyro_avse.data.audio import SAMPLE_RATE
-from pyro_avse.data.corpus import find_utterances
+from pyro_avse.data.corpora.corpus import find_utterances
 from pyro_avse.data.noise import white_noise
-from pyro_avse.defaults import DEFAULT_INFERENCE
-from pyro_avse.evaluation import evaluate
+from pyro_avse.defaults import DEFAULT_INFERENCE, SAMPLE_RATE
 from pyro_avse.files import write_atomically
-from pyro_avse.recipe import Recipe, load_recipe
-from pyro_avse.training import WEIGHTS, train
+from pyro_avse.sweep.evaluation import evaluate
+from pyro_avse.training.recipe import Recipe, load_recipe
+from pyro_avse.training.stages import WEIGHTS, train
 
 NOISES = ("street_tram", "kitchen", "highway", "windy_street")
 SCORES = {"si_sdr": 2, "sdr": 2, "pesq_nb": 3, "stoi": 3}

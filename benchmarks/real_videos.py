@@ -17,10 +17,11 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from pyro_avse.data.audio import SAMPLE_RATE, load_audio
+from pyro_avse.data.media.audio import load_audio
+from pyro_avse.data.media.saving import save_audio
+from pyro_avse.data.media.video import copy_pictures
 from pyro_avse.data.noise import mix_at_snr, take_noise
-from pyro_avse.data.saving import save_audio
-from pyro_avse.data.video import copy_pictures
+from pyro_avse.defaults import SAMPLE_RATE
 from pyro_avse.files import make_folder
 from pyro_avse.plots import draw_spectrogram, save_figure
 

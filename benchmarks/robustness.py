@@ -43,16 +43,17 @@ import pandas as pd
 import torch
 from scipy.signal import butter, sosfiltfilt
 
-from pyro_avse.checkpoint import load_prior
-from pyro_avse.data.audio import load_audio
-from pyro_avse.data.corpus import Utterance, find_utterances
-from pyro_avse.data.lips import Lips, load_lips
+from pyro_avse.data.corpora.corpus import Utterance, find_utterances
+from pyro_avse.data.lips.lips import Lips
+from pyro_avse.data.lips.open import load_lips
+from pyro_avse.data.media.audio import load_audio
 from pyro_avse.data.noise import babble, mix_at_snr, take_noise, white_noise
 from pyro_avse.defaults import DEFAULT_INFERENCE
-from pyro_avse.enhancer import Enhancer
+from pyro_avse.enhancement.enhancer import Enhancer
+from pyro_avse.enhancement.find import build_scheme
 from pyro_avse.files import make_folder
-from pyro_avse.find import build_scheme
 from pyro_avse.metrics import score
+from pyro_avse.weights.checkpoint import load_prior
 
 RATE = 16000
 NEAR, FAR = (

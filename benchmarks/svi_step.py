@@ -28,11 +28,11 @@ import torch
 from pyro.infer import SVI, TraceEnum_ELBO
 from torch import Tensor
 
-from pyro_avse.data.frames import Frames
-from pyro_avse.find import find_device
+from pyro_avse.enhancement.find import find_device
 from pyro_avse.models import MINVAEv2
-from pyro_avse.recipe import Recipe, Training
-from pyro_avse.svi import Trainer, seeded
+from pyro_avse.training.frames import Frames
+from pyro_avse.training.recipe import Recipe, Training
+from pyro_avse.training.svi import Trainer, seeded
 
 STEPS = 5  # a round, of each
 HOUR = 3600 * 16000 // 533  # frames

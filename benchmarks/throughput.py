@@ -28,14 +28,14 @@ import numpy as np
 import soundfile
 import torch
 
-from pyro_avse.checkpoint import load_prior
-from pyro_avse.data.audio import audio_from_array, open_blocks
-from pyro_avse.data.lips import Lips
-from pyro_avse.data.saving import save_pieces
+from pyro_avse.data.lips.lips import Lips
+from pyro_avse.data.media.audio import audio_from_array, open_blocks
+from pyro_avse.data.media.saving import save_pieces
 from pyro_avse.defaults import DEFAULT_MODEL
-from pyro_avse.enhancer import Enhancer, Recording
-from pyro_avse.find import find_device, find_scheme
-from pyro_avse.long import OVERLAP, enhance_blocks
+from pyro_avse.enhancement.enhancer import Enhancer, Recording
+from pyro_avse.enhancement.find import find_device, find_scheme
+from pyro_avse.enhancement.long import OVERLAP, enhance_blocks
+from pyro_avse.weights.checkpoint import load_prior
 
 FPS = 25.0
 

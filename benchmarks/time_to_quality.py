@@ -21,18 +21,18 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-from pyro_avse.checkpoint import load_prior
-from pyro_avse.data.audio import load_audio
-from pyro_avse.data.corpus import find_utterances
-from pyro_avse.data.lips import load_lips
+from pyro_avse.data.corpora.corpus import find_utterances
+from pyro_avse.data.lips.open import load_lips
+from pyro_avse.data.media.audio import load_audio
 from pyro_avse.data.noise import mix_at_snr, take_noise
 from pyro_avse.defaults import DEFAULT_INFERENCE, DEFAULT_MODEL
-from pyro_avse.enhancer import Enhancer, audio_from_array
+from pyro_avse.enhancement.enhancer import Enhancer, audio_from_array
+from pyro_avse.enhancement.measure import measure
 from pyro_avse.files import make_folder
 from pyro_avse.inference import MCEM, SCHEMES
-from pyro_avse.measure import measure
 from pyro_avse.metrics import score
 from pyro_avse.plots import save_figure
+from pyro_avse.weights.checkpoint import load_prior
 
 YARDSTICK = "mcem, 100 x 40"
 SHARES = (0.125, 0.25, 0.5, 1.0)

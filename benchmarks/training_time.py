@@ -13,13 +13,13 @@ from pathlib import Path
 
 import torch
 
-from pyro_avse.data.corpus import find_utterances
-from pyro_avse.data.frames import load_frames
+from pyro_avse.data.corpora.corpus import find_utterances
 from pyro_avse.models import MODELS
-from pyro_avse.recipe import Recipe, load_recipe
 from pyro_avse.stft import STFT
-from pyro_avse.svi import Trainer
-from pyro_avse.training import build_prior
+from pyro_avse.training.frames import load_frames
+from pyro_avse.training.recipe import Recipe, load_recipe
+from pyro_avse.training.stages import build_prior
+from pyro_avse.training.svi import Trainer
 
 
 def main() -> None:

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 
 import pyro_avse
-from pyro_avse.checkpoint import load_prior
-from pyro_avse.data.audio import load_audio
-from pyro_avse.data.lips import lips_on_grid, load_lips
+from pyro_avse.data.lips.lips import lips_on_grid
+from pyro_avse.data.lips.open import load_lips
+from pyro_avse.data.media.audio import load_audio
 from pyro_avse.data.noise import mix_at_snr
-from pyro_avse.demo import CLIPS
+from pyro_avse.enhancement.demo import CLIPS
 from pyro_avse.inference import VEM, RandomWalk, run_chains
 from pyro_avse.inference.nmf import initial_factors, is_nmf_update_H, is_nmf_update_W
 from pyro_avse.inference.target import MeanFieldTarget
@@ -25,6 +25,7 @@ from pyro_avse.inference.vem import latent_responsibilities
 from pyro_avse.inference.wiener import average_speech_variance, wiener_posterior
 from pyro_avse.metrics import score
 from pyro_avse.models.nmf_noise import NoiseModel, nmf_noise_variance
+from pyro_avse.weights.checkpoint import load_prior
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--iterations", type=int, default=100)

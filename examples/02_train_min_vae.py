@@ -15,11 +15,11 @@ from pyro.infer import SVI, TraceEnum_ELBO
 from pyro.optim import Adam
 
 from pyro_avse import train
-from pyro_avse.checkpoint import load_prior
-from pyro_avse.data.corpus import find_utterances
-from pyro_avse.data.frames import load_frames
-from pyro_avse.data.synth import synthesise_corpus
-from pyro_avse.recipe import Data, Recipe, Training
+from pyro_avse.data.corpora.corpus import find_utterances
+from pyro_avse.data.talker.synth import synthesise_corpus
+from pyro_avse.training.frames import load_frames
+from pyro_avse.training.recipe import Data, Recipe, Training
+from pyro_avse.weights.checkpoint import load_prior
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--minutes", type=float, default=10)

@@ -22,11 +22,11 @@ from pyro.distributions import Categorical, Independent, Normal
 from torch import Tensor, nn
 
 import pyro_avse
-from pyro_avse.data.audio import load_audio
+from pyro_avse.data.media.audio import load_audio
 from pyro_avse.data.noise import mix_at_snr
-from pyro_avse.data.synth import synthesise_corpus
-from pyro_avse.demo import CLIPS
+from pyro_avse.data.talker.synth import synthesise_corpus
 from pyro_avse.distributions import ComplexNormal
+from pyro_avse.enhancement.demo import CLIPS
 from pyro_avse.metrics import score
 from pyro_avse.models import MODELS
 from pyro_avse.models.mixture import (
@@ -35,7 +35,7 @@ from pyro_avse.models.mixture import (
     update_responsibilities,
 )
 from pyro_avse.models.nets import AudioEncoder, Decoder, IsotropicPrior
-from pyro_avse.recipe import Recipe, Training
+from pyro_avse.training.recipe import Recipe, Training
 
 
 class ThreeKinds(nn.Module):

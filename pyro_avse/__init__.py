@@ -1,7 +1,9 @@
 """Unsupervised audio-visual speech enhancement as probabilistic programs.
 
-    enhanced = pyro_avse.enhance(mixture, lips, fps)       # a noisy recording in, speech and noise out
-    pyro_avse.train(recipe, data=[folder], out=folder)     # a speech prior from clean speech
+    enhanced = pyro_avse.enhance(mixture, lips, fps)        # a noisy recording in, speech and noise out
+    pyro_avse.enhance_file("noisy.wav", "speech.wav")       # the same of files
+    prior, stft = pyro_avse.load("min_vae_v2")              # a trained speech prior and the STFT it was trained on
+    pyro_avse.train(recipe, data=[folder], out=folder)      # a speech prior from clean speech
 
 Start reading at `pyro_avse.typing`.
 """
@@ -9,24 +11,37 @@ Start reading at `pyro_avse.typing`.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pyro_avse.enhancer import Enhanced as Enhanced
-    from pyro_avse.enhancer import Enhancer as Enhancer
-    from pyro_avse.enhancer import enhance as enhance
+    from pyro_avse.enhancement.enhancer import Enhanced as Enhanced
+    from pyro_avse.enhancement.enhancer import Enhancer as Enhancer
+    from pyro_avse.enhancement.enhancer import enhance as enhance
+    from pyro_avse.enhancement.file import enhance_file as enhance_file
     from pyro_avse.errors import InputError as InputError
-    from pyro_avse.recipe import load_recipe as load_recipe
-    from pyro_avse.training import train as train
+    from pyro_avse.training.recipe import load_recipe as load_recipe
+    from pyro_avse.training.stages import train as train
+    from pyro_avse.weights.checkpoint import load_prior as load
 
 __version__ = "0.1.0"
-__all__ = ["Enhanced", "Enhancer", "InputError", "enhance", "load_recipe", "train"]
 
 _HOME = {
-    "Enhanced": "enhancer",
-    "Enhancer": "enhancer",
-    "InputError": "errors",
-    "enhance": "enhancer",
-    "load_recipe": "recipe",
-    "train": "training",
+    "Enhanced": ("enhancement.enhancer", "Enhanced"),
+    "Enhancer": ("enhancement.enhancer", "Enhancer"),
+    "InputError": ("errors", "InputError"),
+    "enhance": ("enhancement.enhancer", "enhance"),
+    "enhance_file": ("enhancement.file", "enhance_file"),
+    "load": ("weights.checkpoint", "load_prior"),
+    "load_recipe": ("training.recipe", "load_recipe"),
+    "train": ("training.stages", "train"),
 }
+__all__ = [
+    "Enhanced",
+    "Enhancer",
+    "InputError",
+    "enhance",
+    "enhance_file",
+    "load",
+    "load_recipe",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -35,4 +50,9 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'pyro_avse' has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(f"pyro_avse.{_HOME[name]}"), name)
+    module, attribute = _HOME[name]
+    return getattr(import_module(f"pyro_avse.{module}"), attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -4,3 +4,5 @@ speakers".
 
 DEFAULT_MODEL = "min_vae_v2"
 DEFAULT_INFERENCE = "ldem"
+SAMPLE_RATE = 16000
+"""Of every waveform inside the library, in Hz."""

@@ -1,4 +1,4 @@
-"""Writing files: a reader sees the old one or the new one, never half of one."""
+"""Files: their kinds by name, and writing them: a reader sees the old one or the new one, never half of one."""
 
 import contextlib
 import os
@@ -8,6 +8,26 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pyro_avse.errors import InputError
+
+SOUNDS = frozenset((".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".m4a"))
+
+
+VIDEOS = frozenset((
+    ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ts", ".mts",
+))  # fmt: skip
+
+
+LIPS = frozenset({".npz", ".npy", ".mat"})
+
+
+WORDS = frozenset({".align", ".txt"})
+
+
+def kind_of(path: Path) -> str | None:
+    """ "sound", "video", "lips", "words", or None for anything else, by the extension."""
+    suffix = path.suffix.lower()
+    kinds = {"sound": SOUNDS, "video": VIDEOS, "lips": LIPS, "words": WORDS}
+    return next((kind for kind, suffixes in kinds.items() if suffix in suffixes), None)
 
 
 def write_atomically(path: Path, data: bytes) -> None:

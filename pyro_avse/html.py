@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.figure import Figure
 
-from pyro_avse.data.audio import SAMPLE_RATE
+from pyro_avse.defaults import SAMPLE_RATE
 from pyro_avse.plots import png
 
 STYLE = """

@@ -18,11 +18,11 @@ import soundfile
 import torch
 from torch import Tensor, nn
 
-from pyro_avse.checkpoint import save_prior
-from pyro_avse.evaluation import evaluate
 from pyro_avse.models import AVAE, AVVAE, MODELS, VAEMM, MINVAEv2
 from pyro_avse.models.nets import Decoder
 from pyro_avse.stft import STFT
+from pyro_avse.sweep.evaluation import evaluate
+from pyro_avse.weights.checkpoint import save_prior
 
 torch.set_num_threads(1)  # these networks are small: more threads cost more than they bring
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from pyro_avse.data import audio
-from pyro_avse.data.audio import audio_from_array, load_audio, restore
-from pyro_avse.data.saving import check_writable, save_audio
+from pyro_avse.data.media import audio
+from pyro_avse.data.media.audio import audio_from_array, load_audio, restore
+from pyro_avse.data.media.saving import check_writable, save_audio
 from pyro_avse.typing import InputError
 
 DATA = Path(__file__).parents[2] / "shared" / "data"

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_avse.data.augment import augment_lips, tilt_spectra
+from pyro_avse.data.lips.augment import augment_lips
+from pyro_avse.training.tilt import tilt_spectra
 
 
 def spot(row: int, column: int) -> Tensor:

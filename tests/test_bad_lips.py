@@ -8,11 +8,11 @@ import pandas as pd
 import pytest
 from matplotlib.image import imread
 
-from pyro_avse.bad_lips import draw_responsibilities, loss_table
-from pyro_avse.evaluation import evaluate
-from pyro_avse.protocol import read_protocol
-from pyro_avse.report import make_report
-from pyro_avse.results import load_results
+from pyro_avse.sweep.bad_lips import draw_responsibilities, loss_table
+from pyro_avse.sweep.evaluation import evaluate
+from pyro_avse.sweep.protocol import read_protocol
+from pyro_avse.sweep.report import make_report
+from pyro_avse.sweep.results import load_results
 
 
 def test_the_loss_is_between_the_same_mixtures() -> None:

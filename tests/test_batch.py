@@ -12,21 +12,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_avse import enhancer as module
-from pyro_avse.checkpoint import load_prior
-from pyro_avse.data.audio import audio_from_array, load_audio
-from pyro_avse.data.lips import load_lips
+from pyro_avse.data.lips.open import load_lips
+from pyro_avse.data.media.audio import audio_from_array, load_audio
 from pyro_avse.data.noise import mix_at_snr
-from pyro_avse.demo import CLIPS
-from pyro_avse.enhancer import Enhanced, Enhancer, Recording
-from pyro_avse.evaluation import evaluate
-from pyro_avse.front import low_speech
+from pyro_avse.enhancement import enhancer as module
+from pyro_avse.enhancement.demo import CLIPS
+from pyro_avse.enhancement.enhancer import Enhanced, Enhancer, Recording
+from pyro_avse.enhancement.front import low_speech
 from pyro_avse.inference import LDEM, MCEM, SCHEMES, VEM
 from pyro_avse.metrics import score
 from pyro_avse.models.nmf_noise import NoiseModel
-from pyro_avse.results import load_results
 from pyro_avse.stft import STFT
+from pyro_avse.sweep.evaluation import evaluate
+from pyro_avse.sweep.results import load_results
 from pyro_avse.typing import InputError, Scheme
+from pyro_avse.weights.checkpoint import load_prior
 
 Same = Callable[[pd.DataFrame, pd.DataFrame], None]
 QUICK: dict[str, Scheme] = {

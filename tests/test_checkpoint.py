@@ -12,12 +12,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from pyro_avse import checkpoint, files
-from pyro_avse.checkpoint import load_prior, load_tensors, save_prior, save_tensors
+from pyro_avse import files
 from pyro_avse.files import make_folder, write_atomically
 from pyro_avse.models import MODELS
 from pyro_avse.stft import STFT
 from pyro_avse.typing import InputError
+from pyro_avse.weights import checkpoint
+from pyro_avse.weights.checkpoint import load_prior, load_tensors, save_prior, save_tensors
 
 
 @pytest.fixture

@@ -10,13 +10,13 @@ import pytest
 import soundfile
 import torch
 
-from pyro_avse.checkpoint import save_prior
 from pyro_avse.cli import main
-from pyro_avse.data.audio import load_audio
-from pyro_avse.data.lips import load_lips
-from pyro_avse.data.video import read_pictures, read_sound
+from pyro_avse.data.lips.open import load_lips
+from pyro_avse.data.media.audio import load_audio
+from pyro_avse.data.media.video import read_pictures, read_sound
 from pyro_avse.models import MODELS
 from pyro_avse.stft import STFT
+from pyro_avse.weights.checkpoint import save_prior
 
 Run = Callable[..., tuple[int, str, str]]
 Make = Callable[..., Path]
@@ -170,7 +170,7 @@ def test_gaps_of_a_video_given_as_lips_are_said(
     run: Run, weights: Path, tmp_path: Path, make_video: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where its lips are in the cache."""
-    monkeypatch.setattr("pyro_avse.data.watch.FaceFinder", HalfSeen)
+    monkeypatch.setattr("pyro_avse.data.lips.watch.FaceFinder", HalfSeen)
     make_video(tmp_path / "talk.mkv", noise(), sound=voice())
     soundfile.write(tmp_path / "a.wav", voice(), 16000)
     model = weights / "min_vae_v2.safetensors"

@@ -11,19 +11,19 @@ import numpy as np
 import pytest
 import soundfile
 
-from pyro_avse.checkpoint import save_prior
 from pyro_avse.cli import main
-from pyro_avse.cli_inference import print_diagnosis
-from pyro_avse.comparison import NUMBERS
-from pyro_avse.demo import CLIPS
-from pyro_avse.diagnostics import ESS_MIN
-from pyro_avse.enhancer import Enhancer
+from pyro_avse.cli.lab import print_diagnosis
+from pyro_avse.enhancement.demo import CLIPS
+from pyro_avse.enhancement.enhancer import Enhancer
 from pyro_avse.errors import Divergence
 from pyro_avse.inference import KERNELS, run_chains
+from pyro_avse.lab.comparison import NUMBERS
+from pyro_avse.lab.diagnostics import ESS_MIN
+from pyro_avse.lab.draws_on_disk import load_draws
 from pyro_avse.models import AVAE
 from pyro_avse.stft import STFT
-from pyro_avse.streaming import load_draws
 from pyro_avse.typing import InputError
+from pyro_avse.weights.checkpoint import save_prior
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -169,7 +169,7 @@ def test_a_diagnosis_that_diverges_says_where_the_draws_are(
     def diverge(*args: Any, **options: Any) -> Any:
         raise Divergence("gone", run_chains(*args, **options))
 
-    monkeypatch.setattr("pyro_avse.streaming.run_chains", diverge)
+    monkeypatch.setattr("pyro_avse.lab.draws_on_disk.run_chains", diverge)
     code, out, err = run("diagnose", "noisy.wav", *MODEL, "--draws", 5, "--warmup", 0)
     assert (code, out) == (2, "")
     assert err.splitlines()[-1].endswith("gone; what was drawn is in diagnosis/draws.nc")

@@ -15,9 +15,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pyro_avse import evaluation
-from pyro_avse.evaluation import evaluate
-from pyro_avse.results import load_results
+from pyro_avse.sweep import evaluation
+from pyro_avse.sweep.evaluation import evaluate
+from pyro_avse.sweep.results import load_results
 from pyro_avse.typing import InputError
 
 Same = Callable[[pd.DataFrame, pd.DataFrame], None]
@@ -37,7 +37,7 @@ def test_a_sweep_killed_at_any_moment_goes_on(
 ) -> None:
     """SIGKILL at seeded random moments of a run's length; no row lost, doubled or done again; the end is the same."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pyro_avse.evaluation", "pandas", "pyarrow.parquet"])
+    context.set_forkserver_preload(["pyro_avse.sweep.evaluation", "pandas", "pyarrow.parquet"])
     rng = np.random.default_rng(0)
 
     def start(folder: Path) -> Any:

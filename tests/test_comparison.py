@@ -14,17 +14,8 @@ import torch
 from matplotlib.image import imread
 
 from pyro_avse import html
-from pyro_avse.comparison import NUMBERS, Clip, Comparison, compare
-from pyro_avse.comparison_page import COLUMNS, cells, comparison_page, input_cells
-from pyro_avse.data.audio import Audio, audio_from_array
-from pyro_avse.diagnostics import (
-    RHAT_MAX,
-    Diagnosis,
-    diagnose,
-    sample_posterior,
-    to_inference_data,
-)
-from pyro_avse.enhancer import Enhancer
+from pyro_avse.data.media.audio import Audio, audio_from_array
+from pyro_avse.enhancement.enhancer import Enhancer
 from pyro_avse.inference import MCEM, VEM
 from pyro_avse.inference.auto_normal import AutoNormal
 from pyro_avse.inference.elliptical_slice import EllipticalSlice
@@ -35,6 +26,15 @@ from pyro_avse.inference.mala import MALA
 from pyro_avse.inference.nuts import NUTS
 from pyro_avse.inference.random_walk import RandomWalk
 from pyro_avse.inference.ula import ULA
+from pyro_avse.lab.comparison import NUMBERS, Clip, Comparison, compare
+from pyro_avse.lab.diagnostics import (
+    RHAT_MAX,
+    Diagnosis,
+    diagnose,
+    sample_posterior,
+    to_inference_data,
+)
+from pyro_avse.lab.page import COLUMNS, cells, comparison_page, input_cells
 from pyro_avse.models import AVAE, MINVAEv2
 from pyro_avse.models.nmf_noise import NoiseModel
 from pyro_avse.typing import InputError, Separation

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pyro_avse.data.corpus import Utterance, find_corpus, find_utterances
-from pyro_avse.data.utterance import spread
+from pyro_avse.data.corpora.corpus import Utterance, find_corpus, find_utterances
+from pyro_avse.data.corpora.utterance import spread
 from pyro_avse.typing import InputError
 
 

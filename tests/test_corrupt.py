@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from jaxtyping import Shaped
 
-from pyro_avse.data.corrupt import PATCH, bad_runs, corrupt_lips, runs_of
-from pyro_avse.data.lips import Lips, lips_on_grid
+from pyro_avse.data.lips.corrupt import PATCH, bad_runs, corrupt_lips, runs_of
+from pyro_avse.data.lips.lips import Lips, lips_on_grid
 from pyro_avse.typing import InputError
 
 KINDS = ["patch", "frozen", "black"]

@@ -19,7 +19,14 @@ from pyro.distributions import Independent
 from pyro.distributions import Normal as pyro_normal
 from torch import Tensor
 
-from pyro_avse.diagnostics import (
+from pyro_avse.errors import Divergence, InputError
+from pyro_avse.inference import KERNELS, MCEM, RandomWalk, run_chains
+from pyro_avse.inference.hmc import HMC
+from pyro_avse.inference.independence import guide_proposal
+from pyro_avse.inference.ldem import LDEM
+from pyro_avse.inference.mala import MALA
+from pyro_avse.inference.target import CollapsedTarget
+from pyro_avse.lab.diagnostics import (
     ACCEPTANCE_MIN,
     ESS_MIN,
     RHAT_MAX,
@@ -30,16 +37,9 @@ from pyro_avse.diagnostics import (
     starting_points,
     to_inference_data,
 )
-from pyro_avse.errors import Divergence, InputError
-from pyro_avse.inference import KERNELS, MCEM, RandomWalk, run_chains
-from pyro_avse.inference.hmc import HMC
-from pyro_avse.inference.independence import guide_proposal
-from pyro_avse.inference.ldem import LDEM
-from pyro_avse.inference.mala import MALA
-from pyro_avse.inference.target import CollapsedTarget
+from pyro_avse.lab.draws_on_disk import load_draws, stream_chains
+from pyro_avse.lab.figures import diagnosis_figures
 from pyro_avse.models.nmf_noise import NoiseModel
-from pyro_avse.plots import diagnosis_figures
-from pyro_avse.streaming import load_draws, stream_chains
 from pyro_avse.typing import Chains, Info, State
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -347,7 +347,7 @@ KILLED = """
 import sys, torch
 from pathlib import Path
 from pyro_avse.inference import RandomWalk
-from pyro_avse.streaming import stream_chains
+from pyro_avse.lab.draws_on_disk import stream_chains
 class Normal:
     event_dim = 1
     def log_density(self, z): return -0.5 * z.square().sum(-1)

@@ -8,16 +8,16 @@ import pytest
 import torch
 
 import pyro_avse
-from pyro_avse.checkpoint import save_prior
-from pyro_avse.data.audio import audio_from_array
-from pyro_avse.data.lips import Lips, lips_from_array
-from pyro_avse.enhancer import Enhanced, Enhancer, enhance
-from pyro_avse.find import find_device, find_kernel, find_scheme
+from pyro_avse.data.lips.lips import Lips, lips_from_array
+from pyro_avse.data.media.audio import audio_from_array
+from pyro_avse.enhancement.enhancer import Enhanced, Enhancer, enhance
+from pyro_avse.enhancement.find import find_device, find_kernel, find_scheme
 from pyro_avse.inference import VEM
 from pyro_avse.models import MODELS
 from pyro_avse.models.nmf_noise import NoiseModel
 from pyro_avse.stft import STFT
 from pyro_avse.typing import InputError
+from pyro_avse.weights.checkpoint import save_prior
 
 QUICK = VEM(iterations=3, warmup=2, draws=2, noise=NoiseModel(3))
 

@@ -11,9 +11,7 @@ import pytest
 import soundfile
 from pyarrow.parquet import read_table
 
-from pyro_avse import evaluation, mixtures
-from pyro_avse.evaluation import evaluate
-from pyro_avse.find import build_scheme
+from pyro_avse.enhancement.find import build_scheme
 from pyro_avse.inference import MCEM, SCHEMES, VEM, RandomWalk
 from pyro_avse.inference.adaptation import DualAveraging, RobbinsMonro
 from pyro_avse.inference.auto_normal import AutoNormal
@@ -22,10 +20,12 @@ from pyro_avse.inference.mala import MALA
 from pyro_avse.inference.nuts import NUTS
 from pyro_avse.inference.pcn import PCN
 from pyro_avse.metrics import NAMES, score
-from pyro_avse.mixtures import mix, rebuild
 from pyro_avse.models.nmf_noise import NoiseModel
-from pyro_avse.protocol import make_protocol, read_protocol, units
-from pyro_avse.results import KEYS, load_results, merge_parts, write_row
+from pyro_avse.sweep import evaluation, mixtures
+from pyro_avse.sweep.evaluation import evaluate
+from pyro_avse.sweep.mixtures import mix, rebuild
+from pyro_avse.sweep.protocol import make_protocol, read_protocol, units
+from pyro_avse.sweep.results import KEYS, load_results, merge_parts, write_row
 from pyro_avse.typing import InputError
 
 Same = Callable[[pd.DataFrame, pd.DataFrame], None]

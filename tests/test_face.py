@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pyro_avse.data.face import (
+from pyro_avse.data.lips.face import (
     Boxes,
     cut_mouth,
     interpolate,

@@ -7,16 +7,17 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_avse import Enhancer, front
-from pyro_avse.checkpoint import load_prior
-from pyro_avse.data.audio import Audio, audio_from_array, load_audio
-from pyro_avse.data.corpus import find_utterances
-from pyro_avse.data.level import CREST, level_of_moments, moments, speech_level
+from pyro_avse import Enhancer
+from pyro_avse.data.corpora.corpus import find_utterances
+from pyro_avse.data.media.audio import Audio, audio_from_array, load_audio
+from pyro_avse.data.media.level import CREST, level_of_moments, moments, speech_level
 from pyro_avse.data.noise import babble, mix_at_snr, take_noise
+from pyro_avse.enhancement import front
 from pyro_avse.inference import SCHEMES
 from pyro_avse.metrics import _si_sdr as si_sdr
 from pyro_avse.models.heard import HeardThrough
 from pyro_avse.stft import STFT
+from pyro_avse.weights.checkpoint import load_prior
 
 RATE = 16000
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from pyro_avse.data.audio import load_audio
-from pyro_avse.data.corpus import find_corpus, find_utterances
-from pyro_avse.data.grid import sentence
+from pyro_avse.data.corpora.corpus import find_corpus, find_utterances
+from pyro_avse.data.corpora.grid import sentence
+from pyro_avse.data.media.audio import load_audio
 from pyro_avse.typing import InputError
 
 NAMES = ("bbaf2n", "lwar7s", "pgizzp", "sriz9a")

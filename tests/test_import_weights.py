@@ -14,11 +14,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pyro_avse.checkpoint import load_prior
 from pyro_avse.cli import main
-from pyro_avse.import_weights import import_weights
 from pyro_avse.stft import STFT
 from pyro_avse.typing import InputError
+from pyro_avse.weights.checkpoint import load_prior
+from pyro_avse.weights.import_weights import import_weights
 
 F, HIDDEN, L, FEATURES = 9, 6, 3, 5
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pyro_avse.data.lips import Lips, lips_on_grid, load_lips
+from pyro_avse.data.lips.lips import Lips, lips_on_grid
+from pyro_avse.data.lips.open import load_lips
 from pyro_avse.typing import InputError
 
 DATA = Path(__file__).parents[2] / "shared" / "data"

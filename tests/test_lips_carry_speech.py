@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_avse.data.corpus import find_utterances
-from pyro_avse.data.frames import Frames, load_frames
+from pyro_avse.data.corpora.corpus import find_utterances
 from pyro_avse.models import VVAE
-from pyro_avse.recipe import Recipe, Training
 from pyro_avse.stft import STFT
-from pyro_avse.svi import Trainer
-from pyro_avse.training import build_prior
+from pyro_avse.training.frames import Frames, load_frames
+from pyro_avse.training.recipe import Recipe, Training
+from pyro_avse.training.stages import build_prior
+from pyro_avse.training.svi import Trainer
 
 pytest.importorskip("espeakng_loader", reason="needs the extra synth")
 
@@ -33,7 +33,7 @@ class Clip(NamedTuple):
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Clip], list[Clip]]:
     """The clips of five talkers, every fourth held out."""
-    from pyro_avse.data.synth import synthesise_corpus
+    from pyro_avse.data.talker.synth import synthesise_corpus
 
     root = tmp_path_factory.mktemp("talkers")
     synthesise_corpus(root, speakers=5, minutes=6, seed=3)

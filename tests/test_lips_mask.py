@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_avse.data.lips import lips_from_array, mask_on_grid
-from pyro_avse.enhancer import Enhancer
+from pyro_avse.data.lips.lips import lips_from_array, mask_on_grid
+from pyro_avse.enhancement.enhancer import Enhancer
 from pyro_avse.inference import LDEM, MCEM, SCHEMES
 from pyro_avse.inference.em import frame_weight, observe, starting_codes
 from pyro_avse.models.nmf_noise import NoiseModel

@@ -17,9 +17,9 @@ import soundfile
 import torch
 from torch import Tensor
 
-from pyro_avse.checkpoint import save_prior
 from pyro_avse.cli import main
-from pyro_avse.data.audio import (
+from pyro_avse.data.lips.lips import Lips
+from pyro_avse.data.media.audio import (
     Audio,
     Blocks,
     _spans,
@@ -28,14 +28,14 @@ from pyro_avse.data.audio import (
     load_audio,
     open_blocks,
 )
-from pyro_avse.data.lips import Lips
-from pyro_avse.data.saving import save_audio, save_pieces
-from pyro_avse.enhancer import Enhancer
+from pyro_avse.data.media.saving import save_audio, save_pieces
+from pyro_avse.enhancement.enhancer import Enhancer
+from pyro_avse.enhancement.long import OVERLAP, enhance_blocks, fade_in, open_sound
 from pyro_avse.inference import LDEM, MCEM, VEM
-from pyro_avse.long import OVERLAP, enhance_blocks, fade_in, open_sound
 from pyro_avse.models.nmf_noise import NoiseModel
 from pyro_avse.stft import STFT
 from pyro_avse.typing import InputError, Separation
+from pyro_avse.weights.checkpoint import save_prior
 
 QUICK = VEM(iterations=3, warmup=2, draws=2, noise=NoiseModel(3))
 BLOCK = 3.0

@@ -12,22 +12,22 @@ from typing import Any
 import pytest
 import torch
 
-from pyro_avse import model_cards
-from pyro_avse.checkpoint import (
+from pyro_avse.cli import main
+from pyro_avse.defaults import DEFAULT_MODEL
+from pyro_avse.models import MODELS
+from pyro_avse.sweep.protocol import _model
+from pyro_avse.training.recipe import load_recipe
+from pyro_avse.training.stages import train
+from pyro_avse.typing import InputError
+from pyro_avse.weights import cards as model_cards
+from pyro_avse.weights.cards import FOLDER, SCORES, load_cards, markdown
+from pyro_avse.weights.checkpoint import (
     bundled_weights,
     find_weights,
     load_prior,
     load_tensors,
     weight_files,
 )
-from pyro_avse.cli import main
-from pyro_avse.defaults import DEFAULT_MODEL
-from pyro_avse.model_cards import FOLDER, SCORES, load_cards, markdown
-from pyro_avse.models import MODELS
-from pyro_avse.protocol import _model
-from pyro_avse.recipe import load_recipe
-from pyro_avse.training import train
-from pyro_avse.typing import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT = 24e6  # bytes

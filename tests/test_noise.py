@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy.signal import welch
 
-from pyro_avse.data.level import active_power
+from pyro_avse.data.corpora.utterance import Utterance
+from pyro_avse.data.media.level import active_power
 from pyro_avse.data.noise import (
     add_noise_floor,
     babble,
@@ -19,7 +20,6 @@ from pyro_avse.data.noise import (
     take_noise,
     white_noise,
 )
-from pyro_avse.data.utterance import Utterance
 from pyro_avse.typing import InputError
 
 

@@ -7,18 +7,18 @@ import numpy as np
 import pytest
 import soundfile
 
-from pyro_avse.data.audio import load_audio
-from pyro_avse.data.corpus import Mixture, find_corpus, find_utterances
-from pyro_avse.data.frames import load_frames
-from pyro_avse.data.info import describe
-from pyro_avse.data.lips import load_lips
-from pyro_avse.evaluation import evaluate
+from pyro_avse.data.corpora.corpus import Mixture, find_corpus, find_utterances
+from pyro_avse.data.corpora.info import describe
+from pyro_avse.data.lips.open import load_lips
+from pyro_avse.data.media.audio import load_audio
 from pyro_avse.metrics import score
-from pyro_avse.mixtures import rebuild
-from pyro_avse.protocol import read_protocol
-from pyro_avse.report import make_report
 from pyro_avse.stft import STFT
-from pyro_avse.training import train
+from pyro_avse.sweep.evaluation import evaluate
+from pyro_avse.sweep.mixtures import rebuild
+from pyro_avse.sweep.protocol import read_protocol
+from pyro_avse.sweep.report import make_report
+from pyro_avse.training.frames import load_frames
+from pyro_avse.training.stages import train
 from pyro_avse.typing import InputError
 
 NEST = "u/drspeech/data/TCDTIMIT"

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from pyro_avse.checkpoint import load_prior, load_tensors
 from pyro_avse.cli import main
 from pyro_avse.files import write_atomically
 from pyro_avse.models import MODELS
-from pyro_avse.recipe import Data, Pipeline, Recipe, Training, load_recipe
-from pyro_avse.svi import Trainer
-from pyro_avse.training import CHECKPOINT, CURVES, LOG, WEIGHTS, train
+from pyro_avse.training.recipe import Data, Pipeline, Recipe, Training, load_recipe
+from pyro_avse.training.stages import CHECKPOINT, CURVES, LOG, WEIGHTS, train
+from pyro_avse.training.svi import Trainer
 from pyro_avse.typing import InputError
+from pyro_avse.weights.checkpoint import load_prior, load_tensors
 
 SIZES = {"hidden": 8, "latent_dim": 3}
 LIPS = SIZES | {"features": 6}

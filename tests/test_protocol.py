@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from pyro_avse.evaluation import evaluate
-from pyro_avse.protocol import read_protocol
-from pyro_avse.results import load_results
+from pyro_avse.sweep.evaluation import evaluate
+from pyro_avse.sweep.protocol import read_protocol
+from pyro_avse.sweep.results import load_results
 from pyro_avse.typing import InputError
 
 

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 from pyro_avse import Enhancer
-from pyro_avse.checkpoint import load_prior
-from pyro_avse.data.audio import audio_from_array, load_audio
-from pyro_avse.data.corpus import find_utterances
-from pyro_avse.data.lips import load_lips
+from pyro_avse.data.corpora.corpus import find_utterances
+from pyro_avse.data.lips.open import load_lips
+from pyro_avse.data.media.audio import audio_from_array, load_audio
 from pyro_avse.data.noise import mix_at_snr, take_noise
 from pyro_avse.defaults import DEFAULT_INFERENCE
+from pyro_avse.enhancement.measure import measure
 from pyro_avse.inference import SCHEMES
-from pyro_avse.measure import measure
+from pyro_avse.weights.checkpoint import load_prior
 
 
 @pytest.mark.parametrize("model", ["a_vae", "v_vae", "min_vae_v2", "min_vae_v3"])

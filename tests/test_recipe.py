@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from pyro_avse.models import MODELS
-from pyro_avse.recipe import Recipe, load_recipe, recipes, split_source
-from pyro_avse.training import build_prior
+from pyro_avse.training.recipe import Recipe, load_recipe, recipes, split_source
+from pyro_avse.training.stages import build_prior
 from pyro_avse.typing import InputError
 
 

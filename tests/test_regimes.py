@@ -11,9 +11,9 @@ from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 from torch import Tensor
 from torch.distributions import Exponential, Normal, kl_divergence
 
-from pyro_avse.data.frames import Frames
-from pyro_avse.recipe import Recipe, Training
-from pyro_avse.svi import Trainer, check_elbo, seeded, validate
+from pyro_avse.training.frames import Frames
+from pyro_avse.training.recipe import Recipe, Training
+from pyro_avse.training.svi import Trainer, check_elbo, seeded, validate
 from pyro_avse.typing import InputError
 
 pytestmark = pytest.mark.usefixtures("float64")

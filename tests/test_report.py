@@ -19,8 +19,8 @@ from scipy import stats
 
 from pyro_avse.cli import main
 from pyro_avse.metrics import score
-from pyro_avse.report import as_markdown, improvement_table, input_table, make_report
-from pyro_avse.results import load_results, summarise
+from pyro_avse.sweep.report import as_markdown, improvement_table, input_table, make_report
+from pyro_avse.sweep.results import load_results, summarise
 from pyro_avse.typing import InputError
 
 Run = Callable[..., tuple[int, str, str]]

@@ -16,12 +16,12 @@ import soundfile
 import torch
 from torch import nn
 
-from pyro_avse.checkpoint import load_prior, load_tensors, save_prior, save_tensors
 from pyro_avse.models import MODELS
-from pyro_avse.recipe import Data, Recipe, Training
 from pyro_avse.stft import STFT
-from pyro_avse.training import CHECKPOINT, CURVES, LOG, WEIGHTS, build_prior, train
+from pyro_avse.training.recipe import Data, Recipe, Training
+from pyro_avse.training.stages import CHECKPOINT, CURVES, LOG, WEIGHTS, build_prior, train
 from pyro_avse.typing import InputError
+from pyro_avse.weights.checkpoint import load_prior, load_tensors, save_prior, save_tensors
 
 STEPS = Training(epochs=2, batch_size=64, learning_rate=1e-2, responsibilities="epoch")
 SIZES = {"hidden": 8, "latent_dim": 3}
@@ -30,8 +30,8 @@ DRIVER = """
 import os, signal, sys
 import pyro_avse.plots
 from pyro_avse import files
-from pyro_avse.recipe import load_recipe
-from pyro_avse.training import train
+from pyro_avse.training.recipe import load_recipe
+from pyro_avse.training.stages import train
 
 recipe, data, out, fatal = sys.argv[1:]
 fsync, calls = os.fsync, 0

@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_avse.data.frames import Frames
 from pyro_avse.models import MINVAEv2
-from pyro_avse.recipe import Recipe, Training
-from pyro_avse.svi import Trainer, check_elbo
+from pyro_avse.training.frames import Frames
+from pyro_avse.training.recipe import Recipe, Training
+from pyro_avse.training.svi import Trainer, check_elbo
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "svi_step.py"
 TINY = ["--frames", "40", "--batch", "16", "--rounds", "1"]

@@ -10,10 +10,10 @@ import soundfile
 
 pytest.importorskip("espeakng_loader")
 
-from pyro_avse.data.espeak import speak
-from pyro_avse.data.mouth import articulate, draw_face, render
-from pyro_avse.data.sentences import draw_sentence
-from pyro_avse.data.synth import draw_speaker, synthesise_corpus, synthesise_utterance
+from pyro_avse.data.talker.espeak import speak
+from pyro_avse.data.talker.mouth import articulate, draw_face, render
+from pyro_avse.data.talker.sentences import draw_sentence
+from pyro_avse.data.talker.synth import draw_speaker, synthesise_corpus, synthesise_utterance
 from pyro_avse.typing import InputError
 
 TEXT = "My mother bought five blue shoes, and the old farmer waited."
@@ -31,7 +31,7 @@ def test_speech_does_not_depend_on_what_was_spoken_before():
 
 def test_speech_is_the_same_in_another_process():
     code = (
-        "import hashlib; from pyro_avse.data.espeak import speak;"
+        "import hashlib; from pyro_avse.data.talker.espeak import speak;"
         f"print(hashlib.sha256(speak({TEXT!r}, voice='en+f2').waveform.tobytes()).hexdigest())"
     )
     hashes = {

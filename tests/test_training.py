@@ -15,18 +15,18 @@ from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 from torch import Tensor, nn
 from torch.distributions import Exponential, Normal
 
-from pyro_avse.checkpoint import load_prior
-from pyro_avse.data.frames import Frames
 from pyro_avse.models import MINVAEv2
 from pyro_avse.models.mixture import (
     component_negative_elbo,
     mixture_free_energy,
     update_responsibilities,
 )
-from pyro_avse.recipe import Data, Recipe, Training
-from pyro_avse.svi import Trainer, check_elbo, enumerated_negative_elbo, seeded
-from pyro_avse.training import train
+from pyro_avse.training.frames import Frames
+from pyro_avse.training.recipe import Data, Recipe, Training
+from pyro_avse.training.stages import train
+from pyro_avse.training.svi import Trainer, check_elbo, enumerated_negative_elbo, seeded
 from pyro_avse.typing import InputError
+from pyro_avse.weights.checkpoint import load_prior
 
 MIXTURE = "min_vae_v2"
 STEPS = Training(epochs=4, batch_size=64, learning_rate=1e-2)
@@ -341,7 +341,7 @@ def test_early_stopping_keeps_the_best_epoch(
     run.recipe = replace(run.recipe, training=replace(STEPS, epochs=100, patience=3))
     bounds = iter([1.0, 4.0, 3.0, 3.5, 2.0, 9.0])
     monkeypatch.setattr(
-        "pyro_avse.svi.validate",
+        "pyro_avse.training.svi.validate",
         lambda prior, frames, seed: {"valid_elbo": next(bounds)},
     )
     states = []

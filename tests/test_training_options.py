@@ -12,17 +12,17 @@ import torch
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from pyro_avse.checkpoint import load_prior
-from pyro_avse.data.corpus import find_utterances
-from pyro_avse.data.frames import Frames, load_frames
-from pyro_avse.data.level import speech_level
+from pyro_avse.data.corpora.corpus import find_utterances
+from pyro_avse.data.media.level import speech_level
 from pyro_avse.models import VVAE
-from pyro_avse.recipe import Data, Recipe, Training
-from pyro_avse.selection import EnhancementScore
 from pyro_avse.stft import STFT
-from pyro_avse.svi import ScaledCodes, Trainer, enumerated_negative_elbo, seeded
-from pyro_avse.training import train
+from pyro_avse.training.frames import Frames, load_frames
+from pyro_avse.training.recipe import Data, Recipe, Training
+from pyro_avse.training.selection import EnhancementScore
+from pyro_avse.training.stages import train
+from pyro_avse.training.svi import ScaledCodes, Trainer, enumerated_negative_elbo, seeded
 from pyro_avse.typing import InputError
+from pyro_avse.weights.checkpoint import load_prior
 
 SIZES = {"hidden": 8, "latent_dim": 3}
 

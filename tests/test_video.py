@@ -10,8 +10,8 @@ import pytest
 import soundfile
 from scipy.signal import correlate
 
-from pyro_avse.data.audio import load_audio
-from pyro_avse.data.video import copy_pictures, read_pictures, read_sound, read_timing
+from pyro_avse.data.media.audio import load_audio
+from pyro_avse.data.media.video import copy_pictures, read_pictures, read_sound, read_timing
 from pyro_avse.typing import InputError
 
 Make = Callable[..., Path]

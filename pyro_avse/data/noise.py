@@ -2,7 +2,7 @@
 
 Waveforms are NumPy arrays (sample,). Every draw comes from the generator or the seed that the caller passes.
 An SNR is broadband, mean power of speech over mean power of noise: that of speech over the whole clip, pauses included,
-or over active speech (`pyro_avse.data.level`); that of noise always over the whole clip.
+or over active speech (`pyro_avse.data.media.level`); that of noise always over the whole clip.
 
 A noise that has to be made again, sample for sample, is a `Segment`: `draw_segment` chooses it, `make_noise` makes it.
 """
@@ -14,8 +14,8 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float, Float32
 
-from pyro_avse.data.corpus import Utterance
-from pyro_avse.data.level import active_power
+from pyro_avse.data.corpora.corpus import Utterance
+from pyro_avse.data.media.level import active_power
 from pyro_avse.typing import InputError
 
 Waveform = Float[np.ndarray, "sample"]

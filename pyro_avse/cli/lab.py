@@ -1,0 +1,262 @@
+"""`pyro-avse compare | diagnose`: schemes and kernels side by side, and whether one's draws can be trusted.
+
+Heavy imports stand inside the commands, so that --help is quick.
+"""
+
+import json
+from inspect import signature
+from itertools import groupby
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pyro_avse.cli.app import (
+    DeviceOption,
+    JsonFlag,
+    SeedOption,
+    SettingsOption,
+    app,
+    print_table,
+    progress_bar,
+    read_settings,
+    say,
+    split_names,
+)
+from pyro_avse.defaults import DEFAULT_INFERENCE, DEFAULT_MODEL
+from pyro_avse.errors import Divergence, InputError
+
+NoisyArgument = Annotated[Path, typer.Argument(help="Sound file, any format and rate.")]
+LipsOption = Annotated[Path | None, typer.Option(help=".npz (lips, fps) or .npy of 67x67 mouths.")]
+FpsOption = Annotated[
+    float | None, typer.Option(help="Of the lips, where their file does not say.")
+]
+ModelOption = Annotated[str, typer.Option(help="Bundled name or weight file.")]
+IterationsOption = Annotated[
+    int | None, typer.Option(min=1, help="Of EM, at most, where --settings does not say.")
+]
+WarmupOption = Annotated[int, typer.Option(min=0, help="Steps of the long run thrown away.")]
+ChainsOption = Annotated[int, typer.Option(min=2, help="Of the long run.")]
+
+
+@app.command()
+def compare(
+    noisy: NoisyArgument,
+    reference: Annotated[Path | None, typer.Option(help="Clean speech, to score against.")] = None,
+    lips: LipsOption = None,
+    fps: FpsOption = None,
+    model: ModelOption = DEFAULT_MODEL,
+    schemes: Annotated[str, typer.Option(help="Names, by commas.")] = "vem,collapsed_vem,mcem",
+    kernels: Annotated[
+        str | None,
+        typer.Option(help="Names, as hmc or gibbs:pcn, by commas; else each scheme's own."),
+    ] = None,
+    adapt: Annotated[
+        bool, typer.Option("--adapt", help="Adapt step sizes in the schemes too.")
+    ] = False,
+    iterations: IterationsOption = None,
+    settings: SettingsOption = "{}",
+    draws: Annotated[
+        int, typer.Option(min=0, help="Of each chain of the long run for ESS; 0: none.")
+    ] = 500,
+    warmup: WarmupOption = 500,
+    chains: ChainsOption = 4,
+    html: Annotated[Path | None, typer.Option(help="Page to write, with players.")] = None,
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+    as_json: JsonFlag = False,
+) -> None:
+    """Put schemes and kernels side by side on one recording."""
+    from pyro_avse.data.lips.open import load_lips
+    from pyro_avse.data.media.audio import load_audio
+    from pyro_avse.enhancement.find import find_kernel
+    from pyro_avse.files import check_place, write_atomically
+    from pyro_avse.lab.comparison import Clip, compare
+    from pyro_avse.lab.page import TITLES, cells, comparison_page, input_cells, label
+    from pyro_avse.weights.checkpoint import load_prior
+
+    chosen = _schemes(split_names(schemes, "--schemes"), settings, iterations, {})
+    moved = None
+    if kernels is not None:
+        moved = {name: find_kernel(name) for name in split_names(kernels, "--kernels")}
+    clip = Clip(
+        noisy.name,
+        load_audio(noisy),
+        None if reference is None else load_audio(reference),
+        None if lips is None else load_lips(lips, fps=fps),
+    )
+    prior, stft = load_prior(model)
+    if html is not None:
+        check_place(html)
+    found = compare(
+        [clip],
+        prior,
+        chosen,
+        moved,
+        stft=stft,
+        device=device,
+        adapt=adapt,
+        draws=draws,
+        warmup=warmup,
+        chains=chains,
+        seed=seed,
+        report=say,
+    )
+    if html is not None:
+        write_atomically(html, comparison_page(found))
+        say(f"wrote {html}")
+    if as_json:
+        print(json.dumps(found.as_dict()))
+        return
+    print_table(TITLES, [input_cells(found), *(cells(row, 1) for row in found.rows)])
+    for row in found.rows:
+        own = row["diagnosed"] if row["kernel"] is None else None
+        for note in (own and f"ESS/s of {own}", row["reason"]):
+            if note:
+                say(f"{label(row)}: {note}")
+
+
+@app.command()
+def diagnose(
+    noisy: NoisyArgument,
+    lips: LipsOption = None,
+    fps: FpsOption = None,
+    model: ModelOption = DEFAULT_MODEL,
+    inference: Annotated[str, typer.Option(help="Inference scheme.")] = DEFAULT_INFERENCE,
+    kernel: Annotated[
+        str | None,
+        typer.Option(help="What moves the chains, as hmc or gibbs:pcn; else the scheme's own."),
+    ] = None,
+    iterations: IterationsOption = None,
+    settings: SettingsOption = "{}",
+    draws: Annotated[int, typer.Option(min=4, help="Of each chain.")] = 1000,
+    warmup: WarmupOption = 500,
+    chains: ChainsOption = 4,
+    out: Annotated[Path, typer.Option(help="Folder for draws and figures.")] = Path("diagnosis"),
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+    as_json: JsonFlag = False,
+) -> None:
+    """Sample the posterior that a scheme ends with, and say which frames cannot be trusted."""
+    import torch
+
+    from pyro_avse.data.lips.open import load_lips
+    from pyro_avse.data.media.audio import load_audio
+    from pyro_avse.enhancement.enhancer import Enhancer
+    from pyro_avse.files import make_folder
+    from pyro_avse.inference import SCHEMES
+    from pyro_avse.lab import diagnostics
+    from pyro_avse.lab.draws_on_disk import load_draws, stream_chains
+    from pyro_avse.lab.figures import diagnosis_figures
+    from pyro_avse.weights.checkpoint import load_prior
+
+    movable = [n for n, make in SCHEMES.items() if "kernel" in signature(make).parameters]
+    if inference in SCHEMES and inference not in movable:
+        raise InputError(f"{inference} has no kernel to diagnose: take {', '.join(movable)}")
+    more = {} if kernel is None else {"kernel": kernel}
+    scheme = _schemes([inference], settings, iterations, more)[inference]
+    audio = load_audio(noisy)
+    seen = None if lips is None else load_lips(lips, fps=fps)
+    prior, stft = load_prior(model)
+    enhancer = Enhancer(prior, scheme, stft=stft, device=device)
+    recording = enhancer.prepare(audio, seen)
+    make_folder(out)
+    say(f"{noisy}: {inference}, whose posterior of z is then sampled")
+    result = enhancer.separate(recording, seed=seed)
+    separation = result.separation
+    file = out / "draws.nc"
+    rng = torch.Generator(device=separation.z.device).manual_seed(seed)
+    try:
+        with progress_bar() as update:
+            stream_chains(
+                scheme.kernel,
+                separation.target,
+                diagnostics.starting_points(separation, chains, rng=rng),
+                file,
+                draws=draws,
+                warmup=warmup,
+                adapt=diagnostics.adaptation_for(scheme.kernel),
+                seed=rng,
+                observed=recording.spectrum.abs().square(),
+                model_name=model,
+                progress=lambda drawn: update(drawn / draws, f"{drawn} of {draws} draws"),
+            )
+    except Divergence as error:
+        raise Divergence(f"{error}; what was drawn is in {file}", error.partial) from None
+    say("R-hat and effective draws of every frame")
+    idata = load_draws(file)
+    found = diagnostics.diagnose(idata)
+    figures = diagnosis_figures(idata, found, out)
+    failing = [
+        {"frame": frame, "time": float(result.frame_times[frame]), "reason": reason}
+        for (frame,), reason in found.failures().items()
+    ]
+    name = type(scheme.kernel).__name__
+    row = {
+        "model": model,
+        "inference": inference,
+        "kernel": kernel or name,
+        "chains": chains,
+        "draws": draws,
+        "warmup": warmup,
+        "frames": len(found.rhat),
+        **found.summary(),
+        "thresholds": {
+            "rhat": diagnostics.RHAT_MAX,
+            "ess": diagnostics.ESS_MIN,
+            "acceptance": diagnostics.ACCEPTANCE_MIN,
+            "divergences": diagnostics.DIVERGENCES_MAX,
+        },
+        "failing": failing,
+        "files": {"draws": str(file), **figures},
+    }
+    if as_json:
+        print(json.dumps(row))
+        return
+    print_diagnosis(row)
+
+
+def print_diagnosis(row: dict[str, Any]) -> None:
+    """Worst, median and threshold of every number, and the frames that fail."""
+    limits = row["thresholds"]
+    shown = (
+        ("R-hat", "rhat", f"at most {limits['rhat']}", 3),
+        ("bulk ESS", "ess_bulk", f"at least {limits['ess']}", 0),
+        ("tail ESS", "ess_tail", f"at least {limits['ess']}", 0),
+        ("acceptance", "acceptance", f"at least {limits['acceptance']}", 2),
+    )
+    rows = []
+    for title, name, limit, digits in shown:
+        values = [row[name]["worst"], row[name]["median"]]
+        rows.append([title, *("-" if v is None else f"{v:.{digits}f}" for v in values), limit])
+    rows.append(["divergences", str(row["divergences"]), "", f"at most {limits['divergences']}"])
+    print_table(["", "worst frame", "median frame", "threshold"], rows)
+    for _, group in groupby(enumerate(row["failing"]), _stretch):  # side by side, for one reason
+        stretch = [frame for _, frame in group]
+        first, last = stretch[0], stretch[-1]
+        print(
+            f"frames {first['frame']} to {last['frame']} ({first['time']:.2f} to "
+            f"{last['time']:.2f} s): {first['reason']}"
+        )
+    print(f"{len(row['failing'])} of {row['frames']} frames fail")
+    say(f"draws and figures are in {Path(row['files']['draws']).parent}")
+
+
+def _stretch(numbered: tuple[int, dict[str, Any]]) -> tuple[int, str]:
+    number, frame = numbered
+    return frame["frame"] - number, frame["reason"]
+
+
+def _schemes(
+    names: list[str], settings: str, iterations: int | None, more: dict[str, Any]
+) -> dict[str, Any]:
+    """The schemes of these names, by them; `more` is added to the settings of each."""
+    from pyro_avse.enhancement.find import build_scheme
+
+    chosen = read_settings(settings)
+    for name in chosen:
+        if name not in names:
+            raise InputError(
+                f"--settings for {name!r}, which is no scheme here: here are {', '.join(names)}"
+            )
+    return {name: build_scheme(name, chosen.get(name, {}) | more, iterations) for name in names}

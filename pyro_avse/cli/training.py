@@ -1,0 +1,48 @@
+"""`pyro-avse train`: a speech prior from clean speech."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pyro_avse.cli.app import DeviceOption, app, progress_bar, say
+
+
+@app.command()
+def train(
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            help="Bundled name, as default/a_vae or paper/all (stages), or a TOML file."
+        ),
+    ],
+    data: Annotated[list[Path], typer.Option(help="Corpus folders, one or more.")],
+    out: Annotated[Path, typer.Option(help="Folder for weights, log and curves.")],
+    more_data: Annotated[
+        list[Path] | None, typer.Argument(help="What follows --data after the first.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    device: DeviceOption = "auto",
+) -> None:
+    """Train a speech prior from clean speech, or all stages of a pipeline."""
+    from pyro_avse.training.recipe import Recipe, load_recipe
+    from pyro_avse.training.stages import train as run
+
+    loaded = load_recipe(recipe)
+    stages = {"": loaded} if isinstance(loaded, Recipe) else loaded
+    epochs = [stage.training.epochs for stage in stages.values()]
+    with progress_bar() as update:
+
+        def show(row: dict[str, Any]) -> None:
+            r, stage = row["valid_responsibility"][0], row.get("stage", "")
+            before = sum(epochs[: list(stages).index(stage)])
+            update(
+                (before + row["epoch"] + 1) / sum(epochs),
+                f"{stage} ELBO {row['valid_elbo']:.1f} = {row['valid_reconstruction']:.1f} - KL "
+                f"{row['valid_kl']:.1f}, pi_n {r:.2f}".lstrip(),
+            )
+
+        weights = run(
+            loaded, [*data, *(more_data or [])], out, resume=resume, device=device, progress=show
+        )
+    say(f"wrote {weights}" if "" in stages else f"wrote {out}/*/{weights.name}")

@@ -1,0 +1,7 @@
+"""Sound and pictures of any file: in as 16 kHz mono, out at the recording's own rate and level.
+
+Open `audio` first; `video` decodes, `saving` writes, `level` says how loud speech is.
+"""
+
+TOLERANCE = 0.25
+"""Seconds by which sound and video may differ in length."""

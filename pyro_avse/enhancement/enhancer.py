@@ -1,0 +1,312 @@
+"""A noisy recording in, speech and noise out: STFT, prior and inference scheme put together.
+
+Several at once: `Enhancer.batch`. One that is too long for memory: `pyro_avse.enhancement.long`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float32, Shaped
+from torch.nn.utils.rnn import pad_sequence
+
+from pyro_avse.data.lips.lips import Lips, lips_from_array, lips_on_grid, mask_on_grid
+from pyro_avse.data.media.audio import Audio, audio_from_array, restore
+from pyro_avse.defaults import DEFAULT_INFERENCE, DEFAULT_MODEL, SAMPLE_RATE
+from pyro_avse.enhancement.find import find_device, find_scheme
+from pyro_avse.enhancement.front import Parts, log_response, low_speech, split
+from pyro_avse.inference.nmf import Dictionary
+from pyro_avse.models.heard import HeardThrough
+from pyro_avse.stft import STFT
+from pyro_avse.typing import InputError, Scheme, Separation, Spectrum
+from pyro_avse.weights.checkpoint import load_prior
+
+
+@dataclass(frozen=True)
+class Enhanced:
+    """What comes out of a recording; waveforms have its rate, length and level."""
+
+    speech: Float32[np.ndarray, "sample"]
+    recording: Float32[np.ndarray, "sample"]
+    """As it came."""
+    sample_rate: int
+    speech_16k: Float32[np.ndarray, "sample_16k"]
+    """The speech at 16 kHz where the mixture's peak is 1, for scoring."""
+    responsibilities: Float[np.ndarray, "component frame"]
+    """r(alpha_n): row 0 is audio, the paper's pi_n; one row of ones for VAE-MM without lips, which is then A-VAE. Where
+    `chains_disagree` it says where the chains began, and is no posterior."""
+    chains_disagree: Bool[np.ndarray, "frame"] | None
+    """Frames whose chains sat in different modes, as `Separation.chains_disagree`."""
+    frame_times: Float[np.ndarray, "frame"]
+    """Frame centres, in seconds."""
+    objective: Float[np.ndarray, "iteration"]
+    separation: Separation
+    """All that the scheme returned, chains included, on its device. Of a batch: this recording's, cut to its frames,
+    but for `target`, which is the whole batch's, and `chains`, which is None."""
+
+    @property
+    def noise(self) -> Float32[np.ndarray, "sample"]:
+        """The recording minus the speech: rumble, clicks and offset that were taken off too, and what is over 8 kHz."""
+        return self.recording - self.speech
+
+    def mix(self, strength: float) -> Float32[np.ndarray, "sample"]:
+        """recording + strength (speech - recording): 0 is the recording, sample by sample, 1 the speech.
+
+        Raises InputError for a strength outside of 0 to 1.
+        """
+        return mix(self.recording, self.speech, strength)
+
+
+def mix(
+    recording: Float32[np.ndarray, "sample"], speech: Float32[np.ndarray, "sample"], strength: float
+) -> Float32[np.ndarray, "sample"]:
+    """What `Enhanced.mix` says, of any two waveforms."""
+    check_strength(strength)
+    if strength == 1:  # to the last bit
+        return speech
+    return (recording + np.float32(strength) * (speech - recording)).astype(np.float32)
+
+
+def check_strength(strength: float) -> None:
+    """Raises InputError for a strength outside of 0 to 1."""
+    if not 0 <= strength <= 1:
+        raise InputError(f"strength is {strength}: give a number from 0, the recording, to 1")
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A checked recording on the STFT's grid."""
+
+    audio: Audio
+    parts: Parts
+    spectrum: Spectrum
+    """Of `parts.heard`."""
+    lips: torch.Tensor | None
+    """One picture for each STFT frame; None where there are none or the prior does not look."""
+    lips_mask: torch.Tensor | None = None
+    """(frame,), False where there is no picture; None where each has one."""
+
+
+class Enhancer:
+    """A speech prior and an inference scheme, ready for recordings.
+
+    Args:
+        prior: any speech prior; it is put on `device`.
+        inference: a scheme, such as `VEM()`.
+        stft: the one that the prior was trained on.
+        device: "cpu", "cuda", ..., or "auto" for the fastest at hand.
+    """
+
+    def __init__(
+        self,
+        prior: Any,
+        inference: Scheme,
+        *,
+        stft: STFT | None = None,
+        device: str | torch.device = "auto",
+    ) -> None:
+        self.device = find_device(device)
+        self.prior = prior.to(self.device).requires_grad_(False)
+        self.inference = inference
+        self.stft = STFT() if stft is None else stft
+        self.log_response = torch.from_numpy(log_response(self.stft.n_fft // 2 + 1)).float()
+
+    def __call__(
+        self,
+        mixture: Shaped[np.ndarray, "sample"] | Audio,
+        lips: Shaped[np.ndarray, "video_frame 67 67"] | Lips | None = None,
+        fps: float | None = None,
+        *,
+        lips_mask: Bool[np.ndarray, "video_frame"] | None = None,
+        sample_rate: int = SAMPLE_RATE,
+        seed: int = 0,
+    ) -> Enhanced:
+        """Enhance one recording.
+
+        Args:
+            mixture: one channel at `sample_rate` and any level, or what `load_audio` returned.
+            lips: grey mouth regions, uint8 or in [0, 1], at `fps` frames a second; or what `load_lips` returned.
+            lips_mask: False for video frames that show no mouth; there the sound alone counts. None: all do.
+            seed: of every random draw.
+
+        Raises:
+            InputError: sound or lips that cannot be used, lips missing where the prior needs them.
+        """
+        recording = self.prepare(mixture, lips, fps, lips_mask=lips_mask, sample_rate=sample_rate)
+        return self.separate(recording, seed=seed)
+
+    def prepare(
+        self,
+        mixture: Shaped[np.ndarray, "sample"] | Audio,
+        lips: Shaped[np.ndarray, "video_frame 67 67"] | Lips | None = None,
+        fps: float | None = None,
+        *,
+        lips_mask: Bool[np.ndarray, "video_frame"] | None = None,
+        sample_rate: int = SAMPLE_RATE,
+    ) -> "Recording":
+        """Check one recording and its lips and put both on the STFT's grid; arguments as for a call."""
+        audio = mixture if isinstance(mixture, Audio) else audio_from_array(mixture, sample_rate)
+        if lips is not None and not isinstance(lips, Lips):
+            if fps is None:
+                raise InputError("lips without their frame rate: give fps")
+            lips = lips_from_array(lips, fps, lips_mask)
+        return self.place(audio, lips, 0.0, len(audio.waveform) / SAMPLE_RATE)
+
+    def place(self, audio: Audio, lips: Lips | None, start: float, duration: float) -> "Recording":
+        """Sound that begins at second `start` of a recording, on the STFT's grid, with what its lips show meanwhile.
+
+        `lips` are of the whole recording, which lasts `duration` seconds. Raises InputError as `prepare`.
+        """
+        parts = split(audio.waveform, audio.level)
+        x = self.stft.analyse(torch.from_numpy(parts.heard.astype(np.float32)).to(self.device))
+        if lips is None:
+            if self.prior.requires_lips:
+                raise InputError(
+                    f"{type(self.prior).__name__} needs the lips: give --lips (lips=), or take a_vae"
+                )
+            return Recording(audio, parts, x, None)
+        times = start + self.stft.frame_times(len(x))
+        seen, known = lips_on_grid(lips, times, duration), mask_on_grid(lips, times)
+        if not self.prior.uses_lips:
+            return Recording(audio, parts, x, None)
+        on_device = torch.from_numpy(seen).to(self.device)
+        mask = None if known is None else torch.from_numpy(known).to(self.device)
+        return Recording(audio, parts, x, on_device, mask)
+
+    def separate(
+        self, recording: "Recording", *, seed: int = 0, dictionary: Dictionary | None = None
+    ) -> Enhanced:
+        """Speech and noise of a prepared recording, at its own rate, length and level.
+
+        `dictionary` (rank, freq): where W starts, for the schemes that take one (`vem`, `mcem`).
+        """
+        more: dict[str, Any] = {} if dictionary is None else {"dictionary": dictionary}
+        if recording.lips_mask is not None:
+            more["lips_mask"] = recording.lips_mask
+        prior = self._prior_of(recording)
+        result = self.inference(prior, recording.spectrum, recording.lips, seed=seed, **more)
+        return self._enhanced(recording, result)
+
+    def batch(self, recordings: Sequence["Recording"], *, seed: int = 0) -> list[Enhanced]:
+        """Several prepared recordings in one run of the scheme, as utterances padded to the longest.
+
+        Neither padding nor another recording's sound enters into a recording's result, but all share one stream of
+        random numbers: what is drawn for one depends on how many there are and how long the longest is. One recording
+        alone is `separate` of it, to the last bit. Any scheme can; one that stops by itself goes on until all are done,
+        and `nuts`, `auto_normal` take utterances one after the other, so that they gain little.
+
+        Raises:
+            InputError: none; some with lips and some without, or lips of two types: what stands in one tensor is alike.
+            Divergence: in any of them.
+        """
+        kinds = {None if r.lips is None else r.lips.dtype for r in recordings}
+        if len(kinds) != 1:
+            found = ", ".join(sorted("no lips" if k is None else f"lips {k}" for k in kinds))
+            raise InputError(f"a batch of {found or 'no recordings'}: give one or more of one kind")
+        if len(recordings) == 1:
+            return [self.separate(recordings[0], seed=seed)]
+        lengths = torch.tensor([len(r.spectrum) for r in recordings], device=self.device)
+        x = pad_sequence([r.spectrum for r in recordings], batch_first=True)
+        seen = [r.lips for r in recordings if r.lips is not None]
+        lips = pad_sequence(seen, batch_first=True) if seen else None
+        mask = torch.arange(x.shape[1], device=self.device) < lengths[:, None]
+        more: dict[str, Any] = {}
+        if any(r.lips_mask is not None for r in recordings):
+            shown = [
+                torch.ones(len(r.spectrum), dtype=torch.bool, device=self.device)
+                if r.lips_mask is None
+                else r.lips_mask
+                for r in recordings
+            ]
+            more["lips_mask"] = pad_sequence(shown, batch_first=True)
+        prior = self._prior_of(recordings[0])
+        result = self.inference(prior, x, lips, mask=mask, seed=seed, **more)
+        return [
+            self._enhanced(r, of_utterance(result, i, len(r.spectrum)))
+            for i, r in enumerate(recordings)
+        ]
+
+    def _prior_of(self, recording: "Recording") -> Any:
+        """The prior, as it is heard through the front's high-pass."""
+        prior = self.prior
+        prior = getattr(prior, "without_lips", prior) if recording.lips is None else prior
+        return HeardThrough(prior, self.log_response.to(self.device))
+
+    def _enhanced(self, recording: "Recording", result: Separation) -> Enhanced:
+        audio, parts = recording.audio, recording.parts
+        found = self.stft.synthesise(result.speech, len(audio.waveform)).cpu().numpy()
+        heard = found.astype(np.float64)
+        speech = parts.restore(heard, low_speech(parts, heard, self.stft)).astype(np.float32)
+        disagree = result.chains_disagree
+        return Enhanced(
+            speech=restore(speech, audio),
+            recording=audio.original,
+            sample_rate=audio.sample_rate,
+            speech_16k=speech,
+            responsibilities=result.responsibilities.cpu().numpy(),
+            chains_disagree=None if disagree is None else disagree.cpu().numpy(),
+            frame_times=self.stft.frame_times(len(recording.spectrum)),
+            objective=result.objective.cpu().numpy(),
+            separation=result,
+        )
+
+
+def of_utterance(batch: Separation, index: int, frames: int) -> Separation:
+    """One utterance of a separation with one utterance axis, cut to its frames.
+
+    A target cannot be cut, and stays the batch's; chains are left out, as their kernel may hold step sizes of all.
+    """
+    return replace(
+        batch,
+        speech=batch.speech[index, :frames],
+        responsibilities=batch.responsibilities[:, index, :frames],
+        mixing_weight=batch.mixing_weight[:, index],
+        dictionary=batch.dictionary[index],
+        activations=batch.activations[index, :frames],
+        objective=batch.objective[:, index],
+        z=batch.z[:, index, :frames],
+        gain=None if batch.gain is None else batch.gain[index, :frames],
+        log_response=None if batch.log_response is None else batch.log_response[index],
+        chains_disagree=(
+            None if batch.chains_disagree is None else batch.chains_disagree[index, :frames]
+        ),
+        chains=None,
+    )
+
+
+def enhance(
+    mixture: Shaped[np.ndarray, "sample"],
+    lips: Shaped[np.ndarray, "video_frame 67 67"] | None = None,
+    fps: float | None = None,
+    *,
+    lips_mask: Bool[np.ndarray, "video_frame"] | None = None,
+    sample_rate: int = SAMPLE_RATE,
+    model: str | Path = DEFAULT_MODEL,
+    inference: str | Scheme = DEFAULT_INFERENCE,
+    device: str = "auto",
+    seed: int = 0,
+) -> Enhanced:
+    """Enhance one noisy recording with a bundled model.
+
+    Args:
+        mixture: one channel, (sample,), any level.
+        lips: (video_frame, 67, 67) grey mouth regions, uint8 or in [0, 1]; None: without.
+        fps: of the lips.
+        lips_mask: False for video frames that show no mouth; None: all do.
+        sample_rate: of the mixture, in Hz.
+        model: a bundled name or a weight file.
+        inference: a name of `SCHEMES`, or a scheme with settings of its own.
+
+    Returns:
+        `Enhanced`, whose `.speech` is float32 of the mixture's length and level.
+
+    Raises:
+        InputError: in one line, what cannot be used and what to do.
+    """
+    prior, stft = load_prior(model)
+    scheme = find_scheme(inference) if isinstance(inference, str) else inference
+    enhancer = Enhancer(prior, scheme, stft=stft, device=device)
+    return enhancer(mixture, lips, fps, lips_mask=lips_mask, sample_rate=sample_rate, seed=seed)

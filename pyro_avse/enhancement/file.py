@@ -1,0 +1,192 @@
+"""A file in, a file out: what the command line, Python and an app call.
+
+    row = enhance_file("noisy.mp4", "clean.mp4", noise_out="noise.wav")
+
+Everything that can be refused is refused before any work: the recording, the places to write to, the scheme's settings.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32
+
+from pyro_avse.data.lips.lips import Lips, lips_from_array
+from pyro_avse.data.lips.open import load_lips
+from pyro_avse.data.media.audio import Audio, Blocks, load_audio
+from pyro_avse.data.media.saving import check_writable, save_audio, save_together
+from pyro_avse.defaults import DEFAULT_INFERENCE, DEFAULT_MODEL
+from pyro_avse.enhancement.enhancer import Enhancer, check_strength, mix
+from pyro_avse.enhancement.find import build_scheme
+from pyro_avse.enhancement.long import Piece, measure_blocks, open_sound
+from pyro_avse.enhancement.measure import check_same_length, measure
+from pyro_avse.files import kind_of
+from pyro_avse.typing import JSON, InputError, Scheme
+from pyro_avse.weights.checkpoint import load_prior
+
+Waveform = Float32[np.ndarray, "sample"]
+
+
+def enhance_file(
+    path: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None = None,
+    *,
+    lips: str | os.PathLike[str] | None = None,
+    fps: float | None = None,
+    model: str = DEFAULT_MODEL,
+    inference: str | Scheme = DEFAULT_INFERENCE,
+    settings: JSON | None = None,
+    iterations: int | None = None,
+    noise_model: str | None = None,
+    strength: float = 1.0,
+    noise_out: str | os.PathLike[str] | None = None,
+    reference: str | os.PathLike[str] | None = None,
+    channel: str | int = "first",
+    block: float = 30.0,
+    seed: int = 0,
+    device: str = "auto",
+    report: Callable[[str], None] = lambda line: None,
+    progress: Callable[[float, str], None] = lambda done, text: None,
+) -> JSON:
+    """Enhance a recording, or the sound of a video by the lips that it shows, into a file.
+
+    Args:
+        path: sound or video, any format, rate and channels.
+        output: sound, or a video whose pictures are copied; None: PATH's stem and "_enhanced.wav", in this folder.
+        lips: .npz, .npy or .mat of mouths, or a video; None: those of `path`, if it is a video and the model looks.
+        fps: of the lips, in frames a second, where their file does not say.
+        model: a bundled name or a weight file.
+        inference: a scheme, or its name with `settings` (as `build_scheme`), `iterations` and `noise_model`.
+        strength: 0, the recording as it is, to 1.
+        noise_out: sound; with `output` it sums to the recording.
+        reference: clean speech, to score against.
+        channel: "first", "mean", or an index from 0.
+        block: seconds; longer sound is enhanced in such blocks; 0: as a whole.
+        report: told what is done, line by line.
+        progress: told the fraction done, and a text; of blocks only.
+
+    Returns:
+        What `measure` says: seconds, iterations, scores if there is a reference; and "files", what was written.
+
+    Raises:
+        InputError: in one line, what cannot be used and what to do. Nothing is then written.
+        Divergence: the chains or the objective left the finite.
+    """
+    noisy = Path(path)
+    places = Places(
+        Path(f"{noisy.stem}_enhanced.wav" if output is None else output),
+        None if noise_out is None else Path(noise_out),
+        noisy,
+    )
+    if fps is not None and lips is None:
+        raise InputError("--fps is of --lips, which is not given: leave it out")
+    check_strength(strength)
+    if isinstance(inference, str):
+        scheme = build_scheme(inference, settings or {}, iterations, noise_model)
+    elif settings or iterations is not None or noise_model is not None:
+        raise InputError("a scheme has its settings: give none beside it, or its name with them")
+    else:
+        scheme = inference
+    name = inference if isinstance(inference, str) else type(inference).__name__
+    audio = open_sound(noisy, channel=channel, block=block)
+    if isinstance(audio, Blocks) and reference is not None:
+        raise InputError(
+            f"--reference with blocks, into which more than {block:g} s of sound is cut: add --block 0"
+        )
+    places.check()
+    clean = None if reference is None else load_audio(reference)
+    if clean is not None and isinstance(audio, Audio):
+        check_same_length(clean, audio)
+    prior, stft = load_prior(model)
+    seen, notes = find_lips(noisy, None if lips is None else Path(lips), fps, bool(prior.uses_lips))
+    enhancer = Enhancer(prior, scheme, stft=stft, device=device)
+    if isinstance(audio, Blocks):
+
+        def write(pieces: Iterator[Piece]) -> None:
+            places.write_pieces(mixed(pieces, strength), audio.sample_rate)
+
+        row = measure_blocks(enhancer, audio, seen, write, seed=seed, progress=progress)
+        row |= {"model": model, "inference": name}
+    else:
+        recording = enhancer.prepare(audio, seen)
+        report(f"{noisy}: {len(audio.waveform) / 16000:.2f} s with {model} and {name}")
+        result, row = measure(enhancer, recording, model, name, clean, seed, strength=strength)
+        speech = result.mix(strength)
+        places.write(speech, result.recording - speech, result.sample_rate)
+    for note in notes:
+        report(note)
+    return row | {"files": places.files()}
+
+
+def find_lips(
+    noisy: Path, lips: Path | None, fps: float | None, wanted: bool
+) -> tuple[Lips | None, list[str]]:
+    """The lips that are given, or those that the recording shows if the model looks; and what to say of them."""
+    if lips is None and wanted and kind_of(noisy) == "video":
+        lips = noisy
+    if lips is None:
+        return None, []
+    if kind_of(lips) != "video":
+        return load_lips(lips, fps=fps), []
+    from pyro_avse.data.lips.watch import watch  # OpenCV takes a while to load
+
+    watched = watch(lips)
+    seen = watched.lips if fps is None else lips_from_array(watched.lips.frames, fps)
+    return seen, watched.notes
+
+
+def mixed(pieces: Iterator[Piece], strength: float) -> Iterator[tuple[Waveform, Waveform]]:
+    """Speech at a strength, and what was taken off, piece by piece."""
+    for piece in pieces:
+        speech = mix(piece.recording, piece.speech, strength)
+        yield speech, piece.recording - speech
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where speech and noise go: both whole, or neither."""
+
+    output: Path
+    noise: Path | None
+    noisy: Path
+
+    def check(self) -> None:
+        """Raises InputError where something could not be written, or would be written over."""
+        if kind_of(self.output) == "video":
+            from pyro_avse.data.media.video import check_video
+
+            check_video(self.output, self.noisy)
+        else:
+            check_writable(self.output)
+        if self.noise is not None:
+            check_writable(self.noise)
+        for written in filter(None, (self.output, self.noise)):
+            if written.exists() and written.samefile(self.noisy):
+                raise InputError(f"{written} is the recording itself: name another file")
+        if self.noise is not None and os.path.realpath(self.noise) == os.path.realpath(self.output):
+            raise InputError(f"{self.noise} is the output too: name another file with --noise-out")
+
+    def write(self, speech: Waveform, noise: Waveform, sample_rate: int) -> None:
+        """Both at once."""
+        self.write_pieces(iter([(speech, noise)]), sample_rate)
+
+    def write_pieces(self, pieces: Iterator[tuple[Waveform, Waveform]], sample_rate: int) -> None:
+        """Piece by piece; into a video, as a whole."""
+        if kind_of(self.output) == "video":
+            from pyro_avse.data.media.video import copy_pictures
+
+            speech, noise = (np.concatenate(parts) for parts in zip(*pieces, strict=True))
+            copy_pictures(self.output, self.noisy, speech, sample_rate)
+            if self.noise is not None:
+                save_audio(self.noise, noise, sample_rate)
+        elif self.noise is None:
+            save_together([self.output], ((speech,) for speech, _ in pieces), sample_rate)
+        else:
+            save_together([self.output, self.noise], pieces, sample_rate)
+
+    def files(self) -> JSON:
+        """By what is in them."""
+        found = {"speech": str(self.output)}
+        return found if self.noise is None else found | {"noise": str(self.noise)}

@@ -1,0 +1,180 @@
+"""What is taken off a recording before inference, and how what lies below speech comes back.
+
+A recording, 16 kHz, is split exactly,
+
+    recording = offset + clicks + low + level * heard
+
+    offset   its mean
+    clicks   lone samples far outside of what is around them, and as loud as speech; a straight line stands there
+    low      what lies below `CUTOFF`: a car's rumble, wind, hum; and of speech hardly anything
+    heard    the rest, at the level of training: what inference sees
+
+A rumble 20 dB above speech leaks through the STFT's window into every frequency, and would set the level; both come to
+an end once it is filtered off. The prior is told: its speech passed the same filter, `log_response`, and so has no
+power there (`HeardThrough`). `level` is the speech band's (`pyro_avse.data.media.level.speech_level`).
+
+Some recordings of clean speech do have power below the cutoff, and who compares with them wants it back. How much of
+`low` is speech's is a small question with a small model. In dB, of a whole recording,
+
+    s = low power of speech   ~ N(speech's power - 20, 5^2)      what clean recordings have
+    n = low power of noise    ~ N(noise's just above + 6, 15^2)  as noise goes on downwards, or rumbles, or hums
+    10^(s/10) + 10^(n/10) = the power that is there
+
+`division` gives the posterior of how the power divides. Then every frame asks the same question again, around each s
+and n that the recording may have with spreads of 4 and 5 dB, and the mean of its answers is the gain of a Wiener
+filter on `low`. Where the noise above is faint the gain is close to 1, and falls as noise rises: nothing switches.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from pyro_avse.stft import STFT
+
+CUTOFF = 60.0
+"""Hz."""
+ORDER = 4
+"""Of the Butterworth high-pass, which runs forwards and backwards: no phase, twice the order."""
+SPEECH_BELOW, SPEECH_SPREAD = -20.0, 5.0
+"""dB: speech's power below the cutoff against all of it. GRID has -13 to -18, LibriSpeech -24, spoken commands -38."""
+NOISE_BELOW, NOISE_SPREAD = 6.0, 15.0
+"""dB: noise's power below the cutoff against what it would have there with the density of 70 to 200 Hz."""
+FRAME_SPREADS = 4.0, 5.0
+"""dB: of a frame's low speech and low noise around the recording's."""
+DEEPEST = -14.0
+"""The filter's response as the prior is told of it, in nats of power, goes no lower: -61 dB."""
+CLICK, LOUD_CLICK = 6.0, 0.5
+"""How many times as far from the line between its neighbours a click is as any sample within `AROUND` of it; and that
+at least, in units of the level: what is fainter does no harm, and may be a voice's pulse in a quiet moment."""
+AROUND, HOLE = 320, 16
+"""Samples at 16 kHz: 20 ms, and the 1 ms next to a click that is not asked."""
+
+Waveform = Float[np.ndarray, "sample"]
+Decibels = np.ndarray
+"""Of any shape, also of one number."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A recording, split; all at its own unit but `heard`."""
+
+    heard: Waveform
+    """What inference sees, in the unit `level`."""
+    low: Waveform
+    level: float
+
+    def restore(self, heard: Waveform, low: Waveform) -> Waveform:
+        """Speech in the recording's unit, from its two parts."""
+        return self.level * heard + low
+
+
+def split(waveform: Waveform, level: float) -> Parts:
+    """A recording at 16 kHz without its mean and its clicks; `level` > 0 is `speech_level`'s, or of a longer one."""
+    from scipy.signal import sosfiltfilt
+
+    x = waveform.astype(np.float64)
+    x = without_clicks(x - x.mean(), level)
+    heard = sosfiltfilt(_high_pass(), x, padlen=min(len(x) - 1, AROUND * 10))
+    return Parts(heard / level, x - heard, level)
+
+
+def log_response(frequencies: int, sample_rate: int = 16000) -> Float[np.ndarray, "freq"]:
+    """log |H_f|^2 of the filter on the STFT's frequencies, in nats of power, no lower than `DEEPEST`."""
+    from scipy.signal import sosfreqz
+
+    hertz = np.linspace(0, sample_rate / 2, frequencies)
+    _, h = sosfreqz(_high_pass(), np.minimum(hertz, 0.999 * sample_rate / 2), fs=sample_rate)
+    return np.maximum(4 * np.log(np.abs(h) + 1e-30), DEEPEST)  # power, forwards and backwards
+
+
+def without_clicks(x: Waveform, level: float) -> Waveform:
+    """The waveform with lone clicks replaced by lines across them.
+
+    d_t = |x_t - (x_{t-1} + x_{t+1}) / 2| is far larger at a click than anywhere within 20 ms of it. The clap of a hand
+    or a consonant's burst lasts longer than a millisecond, and has neighbours as large.
+    """
+    from scipy.ndimage import maximum_filter1d
+
+    if len(x) < 2 * AROUND:
+        return x
+    d = np.zeros_like(x)
+    d[1:-1] = np.abs(x[1:-1] - 0.5 * (x[:-2] + x[2:]))
+    d[0], d[-1] = abs(x[0] - x[1]), abs(x[-1] - x[-2])
+    loudest = maximum_filter1d(d, 2 * HOLE + 1)
+    side = AROUND - HOLE  # the window before the hole, and the one after it
+    padded, centre = maximum_filter1d(np.pad(d, AROUND), side), AROUND + np.arange(len(x))
+    away = HOLE + 1 + side // 2
+    beside = np.maximum(padded[centre - away], padded[centre + away])
+    clicks = (d == loudest) & (d > CLICK * beside) & (d > LOUD_CLICK * level)
+    if not clicks.any():
+        return x
+    bad = np.zeros(len(x), bool)
+    for at in np.flatnonzero(clicks):
+        first = max(0, int(at) - HOLE)
+        large = first + np.flatnonzero(d[first : int(at) + HOLE + 1] > CLICK * beside[at])
+        bad[max(0, int(large[0]) - 1) : int(large[-1]) + 2] = True
+    kept = ~bad
+    return np.where(bad, np.interp(np.arange(len(x)), np.flatnonzero(kept), x[kept]), x)
+
+
+def low_speech(parts: Parts, heard_speech: Waveform, stft: STFT) -> Waveform:
+    """What of `parts.low` is speech's, given what inference made of the rest: the Wiener filter above."""
+    power, below = _power(heard_speech), _power(parts.low / parts.level)
+    if below == 0 or power == 0:
+        return np.zeros_like(parts.low)
+    residual = parts.heard - heard_speech
+    density = np.abs(np.fft.rfft(residual)) ** 2 * 2 / len(residual) ** 2
+    hertz = np.fft.rfftfreq(len(residual), 1 / 16000)
+    above = density[(hertz >= 70) & (hertz < 200)].mean() * (hertz < CUTOFF).sum()
+    # 100 dB below speech: noise of no power has no logarithm
+    s, n = _decibels(power) + SPEECH_BELOW, _decibels(above + 1e-10 * power) + NOISE_BELOW
+    _, p, s, n = division(_decibels(below), s, SPEECH_SPREAD, n, NOISE_SPREAD, points=33)
+
+    spectrum = stft.analyse(torch.from_numpy(parts.low.astype(np.float32)))
+    frames = (spectrum.abs().square().sum(-1).double().numpy()) + 1e-30
+    frames = np.convolve(np.pad(frames, 1, mode="edge"), [0.25, 0.5, 0.25], mode="valid")
+    unit = _decibels(frames.mean()) - _decibels(below)
+    share, of_frame, _, _ = division(
+        _decibels(frames), s[:, None] + unit, FRAME_SPREADS[0], n[:, None] + unit, FRAME_SPREADS[1]
+    )
+    gain = p @ (of_frame @ share)  # (recording's case) (case, frame)
+    filtered = torch.from_numpy(gain.astype(np.float32))[:, None] * spectrum
+    return stft.synthesise(filtered, len(parts.low)).numpy().astype(np.float64)
+
+
+def division(
+    total: Decibels,
+    speech: Decibels,
+    speech_spread: float,
+    noise: Decibels,
+    noise_spread: float,
+    points: int = 161,
+) -> tuple[Decibels, Decibels, Decibels, Decibels]:
+    """How powers s + n divide if both are log-normal with these means and spreads, in dB.
+
+    On a grid of s / (s + n), even in its logit, as ds dn is along s + n = total: the grid's shares, their probabilities
+    (..., point), and the s and n of each in dB. `total`, `speech` and `noise` broadcast against one another.
+    """
+    logit = np.linspace(-16, 16, points)
+    total = np.asarray(total)[..., None]
+    s, n = total - _decibels(1 + np.exp(-logit)), total - _decibels(1 + np.exp(logit))
+    far = ((s - np.asarray(speech)[..., None]) / speech_spread) ** 2
+    log_p = -0.5 * (far + ((n - np.asarray(noise)[..., None]) / noise_spread) ** 2)
+    p = np.exp(log_p - log_p.max(-1, keepdims=True))
+    return 1 / (1 + np.exp(-logit)), p / p.sum(-1, keepdims=True), s, n
+
+
+def _high_pass() -> np.ndarray:
+    from scipy.signal import butter
+
+    return butter(ORDER, CUTOFF, "high", fs=16000, output="sos")
+
+
+def _power(x: Waveform) -> float:
+    return float(np.mean(np.square(x, dtype=np.float64)))
+
+
+def _decibels(power: np.ndarray | float) -> np.ndarray:
+    return np.asarray(10 * np.log10(power))

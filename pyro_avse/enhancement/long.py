@@ -1,0 +1,146 @@
+"""Recordings too long for memory: enhanced in blocks that share a second, one at a time, and cross-faded.
+
+    blocks = open_blocks(Path("hour.flac"), seconds=30, overlap=OVERLAP)      # cut_blocks of what is in memory
+    pieces = enhance_blocks(enhancer, blocks, lips)
+    save_pieces("clean.flac", (piece.speech for piece in pieces), blocks.sample_rate)
+
+Frames are independent given W and pi, so a block loses nothing but what the rest of the recording says of the noise. A
+running dictionary hands that on: a block's W starts from the last one's, mixed with a flat spectrum,
+
+    W_0 = (1 - u) W_before + u / F,   u = 0.1
+
+without which a frequency that was quiet before could hardly become loud in the few multiplicative updates of a block.
+On 27 s of GRID in kitchen noise at 0 dB, in three blocks, it brought 0.1 to 0.7 dB of SI-SDR, the more the fewer
+iterations; where the noise is another from the middle on, 10 iterations of `mcem` lost 0.3 dB by it, 30 none. pi, H and
+the gains are each block's own. Schemes that take no start (all but `vem`, `mcem` and `ldem`) begin every block anew.
+
+Memory holds one block; of the whole recording only the lips (0.4 GB an hour at 25 frames a second, as uint8).
+Level and unit are the whole recording's: its peak, found in a first pass, is 1 in every block. Where two blocks meet,
+the speech is w_n of the later one and 1 - w_n of the earlier: 0 and 1 in the outer quarters of the shared second,
+where a block's edge is less well known, and sin^2 between. The weights sum to one, as the two estimates are of the same
+speech; so what a scheme leaves as it is comes out as it was.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from inspect import signature
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from jaxtyping import Float32, Float64
+
+from pyro_avse.data.lips.lips import Lips
+from pyro_avse.data.media.audio import Audio, Blocks, cut_blocks, load_audio, open_blocks
+from pyro_avse.enhancement.enhancer import Enhanced, Enhancer
+from pyro_avse.typing import JSON, InputError
+
+OVERLAP = 1.0
+"""Seconds that neighbours share."""
+FLAT = 0.1
+"""u, the share of a flat spectrum in a dictionary that is handed on."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The speech of a recording from where the last piece ended."""
+
+    speech: Float32[np.ndarray, "sample"]
+    """At the recording's rate and level."""
+    recording: Float32[np.ndarray, "sample"]
+    """As it came."""
+    block: Enhanced | None
+    """What the whole block gave, nothing faded; None for digital silence, which is no work."""
+
+
+def enhance_blocks(
+    enhancer: Enhancer, blocks: Blocks, lips: Lips | None = None, *, seed: int = 0
+) -> Iterator[Piece]:
+    """Enhance a recording block by block; the pieces' speech in a row is as long as the recording.
+
+    Args:
+        lips: of the whole recording.
+        seed: of the first block; the others count on from it.
+
+    Raises:
+        InputError: as `Enhancer.prepare` does; sound that changes or ends while it is read.
+    """
+    duration = blocks.num_samples / blocks.sample_rate
+    carries = "dictionary" in signature(enhancer.inference).parameters
+    dictionary = None
+    held = np.zeros(0, np.float32)  # the last block's share of what it has in common with this one
+    ends = [start for start, _ in blocks.spans[1:]] + [blocks.num_samples]
+    for index, (audio, (start, _), end) in enumerate(
+        zip(blocks.read(), blocks.spans, ends, strict=True)
+    ):
+        recording = enhancer.place(audio, lips, start / blocks.sample_rate, duration)
+        if audio.waveform.any():
+            number = (seed + index) % 2**63
+            block = enhancer.separate(recording, seed=number, dictionary=dictionary)
+            speech = block.speech.copy()
+            if carries:
+                W = block.separation.dictionary
+                dictionary = (1 - FLAT) * W + FLAT / W.shape[-1]
+        else:
+            block, speech = None, np.zeros(audio.num_samples, np.float32)
+        speech[: len(held)] = held + fade_in(len(held)) * speech[: len(held)]
+        yield Piece(speech[: end - start], audio.original[: end - start], block)
+        shared = speech[end - start :]
+        held = (1 - fade_in(len(shared))) * shared
+
+
+def fade_in(num_samples: int) -> Float64[np.ndarray, "sample"]:
+    """w_n: 0 in the first quarter, 1 in the last, sin^2 between."""
+    place = (np.arange(num_samples) + 0.5) / num_samples if num_samples else np.zeros(0)
+    return np.sin(0.5 * np.pi * np.clip(2 * place - 0.5, 0, 1)) ** 2
+
+
+def open_sound(path: Path, *, channel: str | int = "first", block: float) -> Audio | Blocks:
+    """A recording, or the blocks of one that lasts longer than `block` seconds; 0 is no limit.
+
+    The sound of a video is decoded as a whole, and then cut. Raises InputError as `load_audio`, and for blocks under
+    three times `OVERLAP`.
+    """
+    if block != 0 and not block >= 3 * OVERLAP:
+        raise InputError(f"blocks of {block:g} s: give {3 * OVERLAP:g} or more, or 0 for none")
+    try:
+        lasts = soundfile.info(path).duration if block else 0.0
+    except (soundfile.LibsndfileError, TypeError):
+        lasts = 0.0  # a video, or what `load_audio` refuses
+    if lasts > block:
+        return open_blocks(path, seconds=block, overlap=OVERLAP, channel=channel)
+    audio = load_audio(path, channel=channel)
+    if block and audio.num_samples > block * audio.sample_rate:
+        return cut_blocks(audio, seconds=block, overlap=OVERLAP)
+    return audio
+
+
+def measure_blocks(
+    enhancer: Enhancer,
+    blocks: Blocks,
+    lips: Lips | None,
+    write: Callable[[Iterator[Piece]], None],
+    *,
+    seed: int = 0,
+    progress: Callable[[float, str], None] = lambda done, text: None,
+) -> JSON:
+    """Enhance into `write`, which takes the pieces one by one; what `measure` says of time, and how many blocks.
+
+    `iterations` are the most of any block. `progress` is told the fraction that is done, and a text.
+    """
+    start, count, iterations = time.perf_counter(), len(blocks.spans), 0
+
+    def pieces() -> Iterator[Piece]:
+        nonlocal iterations
+        for index, piece in enumerate(enhance_blocks(enhancer, blocks, lips, seed=seed), 1):
+            if piece.block is not None:
+                iterations = max(iterations, len(piece.block.objective))
+            progress(index / count, f"{index} of {count} blocks")
+            yield piece
+
+    write(pieces())
+    seconds = time.perf_counter() - start
+    factor = seconds * blocks.sample_rate / blocks.num_samples
+    row = {"iterations": iterations, "seconds": seconds, "real_time_factor": factor}
+    return row | {"blocks": count, "input": None, "output": None}

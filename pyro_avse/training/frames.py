@@ -1,0 +1,82 @@
+"""Clean speech as the frames that a prior is trained on: |STFT|^2 and the lips seen at each.
+
+Every clip loses its offset (DC) and is brought to the level that recordings have at test time, or to a peak of 1.
+Digital silence would drive the decoder's
+log-variance to minus infinity there, and a prior so trained suppresses real speech; so pink noise is added at a stated
+level under each clip's peak.
+"""
+
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_avse.data.corpora.corpus import Utterance
+from pyro_avse.data.lips.lips import lips_on_grid
+from pyro_avse.data.lips.open import load_lips
+from pyro_avse.data.media.audio import load_audio
+from pyro_avse.data.media.level import speech_level
+from pyro_avse.data.noise import add_noise_floor
+from pyro_avse.stft import STFT
+from pyro_avse.typing import InputError
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Training data, all clips one after another."""
+
+    power: Tensor
+    """|STFT|^2, (frame, freq) float32."""
+    lips: Tensor | None
+    """(frame, 67, 67) uint8; None where the model does not see them."""
+
+    def __len__(self) -> int:
+        return len(self.power)
+
+
+def load_frames(
+    utterances: Iterable[Utterance],
+    stft: STFT,
+    *,
+    with_lips: bool,
+    noise_floor_db: float | None,
+    seed: int,
+    level: Literal["peak", "speech"] = "peak",
+) -> Frames:
+    """Read clips into memory; where lips are wanted, clips without them are left out.
+
+    Args:
+        noise_floor_db: pink noise this many dB under each clip's peak; None adds none.
+        seed: of that noise; each clip's also depends on its name, not on its place.
+        level: what all clips have in common, floor included: a peak of 1, or a `speech_level` of 1, as at test time.
+
+    Raises:
+        InputError: no clip is left.
+    """
+    power, lips = [], []
+    for utterance in utterances:
+        if with_lips and utterance.lips is None:
+            continue
+        waveform = load_audio(utterance.audio).waveform
+        waveform = waveform - waveform.mean()
+        waveform = waveform / (np.abs(waveform).max() or 1.0)
+        if noise_floor_db is not None:
+            rng = np.random.default_rng([seed, zlib.crc32(utterance.name.encode())])
+            waveform = add_noise_floor(waveform, noise_floor_db, rng)
+        if level == "speech":
+            waveform = waveform / (speech_level(waveform) or 1.0)
+        spectrum = stft.analyse(torch.from_numpy(waveform))
+        power.append(spectrum.abs().square())
+        if with_lips and utterance.lips is not None:
+            seen = load_lips(utterance.lips, fps=utterance.fps)
+            times = stft.frame_times(len(spectrum))
+            lips.append(torch.from_numpy(lips_on_grid(seen, times, len(waveform) / 16000)))
+    if not power:
+        raise InputError(
+            f"no clips{' with lips' if with_lips else ''} to train on in the data folders"
+        )
+    return Frames(torch.cat(power), torch.cat(lips) if with_lips else None)

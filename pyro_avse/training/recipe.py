@@ -1,0 +1,259 @@
+"""Training recipes: a TOML file that says what is trained, on what, and how. Unknown keys are refused.
+
+model = "min_vae_v3"            # a name of pyro_avse.models.MODELS
+[options]                       # of the model's constructor
+[initialise]                    # networks copied from trained weights: bundled ones, a file's, an earlier stage's
+decoder = "a_vae"               # the network of that name
+prior = "a_vae:audio_prior"     # or of another; dots lead inside a network: "decoder.hidden"
+[training]
+epochs = 30                     # 0: assembled from [initialise] and not trained
+
+A pipeline is a file of stages, trained in order, each in a folder of its name. A stage is a recipe, changed where it
+says so, and its [initialise] may name an earlier stage:
+
+[[stage]]
+name = "a_vae"
+recipe = "paper/a_vae"          # bundled, or a file; or left out, and all of it written here
+
+[[stage]]
+name = "a_vae_prior"
+recipe = "paper/a_vae_prior"
+training.epochs = 20
+"""
+
+import difflib
+import math
+import os
+import re
+import tomllib
+from dataclasses import dataclass, field, fields
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from pyro_avse.typing import JSON, InputError
+
+
+@dataclass(frozen=True)
+class Data:
+    """What the frames are made of."""
+
+    noise_floor_db: float = 40.0
+    """Pink noise this many dB under each clip's peak; 0 adds none."""
+    level_range_db: float = 0.0
+    """Every frame of a minibatch is made quieter by up to this many dB, uniformly at random: at test time speech lies
+    under the peak of the mixture."""
+    tilt_db: float = 0.0
+    """Every frame of a minibatch is tilted by up to this many dB an octave, up or down at random, its power kept: what
+    microphones, rooms and voices differ by."""
+    noisy_fraction: float = 0.0
+    """Share of the training frames whose audio encoder hears noise: uniform on the power, 0 dB; the target is clean.
+    None unless a recipe says so: the paper's third is in default/min_vae_v2, and in paper/all's noisy stages."""
+    level: Literal["peak", "speech"] = "peak"
+    """Every clip is brought to a peak of 1 or, as recordings are at test time, to a `speech_level` of 1."""
+    augment_lips: float = 0.0
+    """Strength of the random changes to the training lips (`data.lips.augment`); 0 none, 1 what cameras and faces
+    differ by."""
+    hop: int = 533
+    """Samples from one STFT frame to the next; the window has 1024."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """How SVI runs."""
+
+    epochs: int = 100
+    batch_size: int = 128
+    learning_rate: float = 1e-4
+    schedule: Literal["constant", "cosine"] = "constant"
+    """`cosine` lowers the learning rate to 2 % over all epochs."""
+    responsibilities: Literal["step", "epoch"] = "step"
+    """r(alpha_n): from each step's own draws, or a table refreshed after each epoch (the paper)."""
+    kl_weight: float = 1.0
+    """Of the divergence of z from its prior in the loss. `train_objective` in the log is minus that loss, which is the
+    bound only where this is 1; `valid_elbo` is always the bound."""
+    select: Literal["elbo", "enhancement"] = "elbo"
+    """What the best epoch is the best in: the validation ELBO, or `valid_si_sdr`, what mixtures made of validation
+    clips gain by it (`pyro_avse.training.selection`)."""
+    patience: int = 20
+    """Stop after this many epochs without a better one, never if it is `epochs`; the best epoch's weights are kept."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A training run; `train` takes one."""
+
+    model: str
+    seed: int = 0
+    half_precision: bool = False
+    """Store the final weights as float16."""
+    options: JSON = field(default_factory=dict)
+    initialise: dict[str, str] = field(default_factory=dict)
+    """Network (a submodule's name) -> weights to start it from: a bundled name, a file or an earlier stage; and ":" and
+    the network there, where it has another name. A submodule that is itself a model takes all of its weights."""
+    data: Data = field(default_factory=Data)
+    training: Training = field(default_factory=Training)
+
+
+Pipeline = dict[str, Recipe]
+"""Stages by name, in the order in which they are trained."""
+
+
+def load_recipe(name: str | Path) -> Recipe | Pipeline:
+    """A recipe or a pipeline from a file, or a bundled one by its name ("default/a_vae", "paper/all").
+
+    Raises:
+        InputError: no such recipe; not TOML; an unknown key, or a value of the wrong kind; a stage without a name, or
+            that starts from one that comes later.
+    """
+    content, source = _read(name)
+    if "stage" in content:
+        return parse_pipeline(content, source=source)
+    return parse_recipe(content, source=source)
+
+
+def _read(name: str | Path) -> tuple[JSON, str]:
+    path = Path(name)
+    if not os.path.isfile(path):
+        bundled = files("pyro_avse.training") / "recipes" / f"{name}.toml"
+        if not os.path.isfile(str(bundled)):
+            raise InputError(
+                f"no recipe {str(name)!r}: give a file or one of {', '.join(recipes())}"
+            )
+        path = Path(str(bundled))
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8")), str(path)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not TOML: {error}") from None
+
+
+def recipes() -> list[str]:
+    """Names of the bundled recipes."""
+    root = Path(str(files("pyro_avse.training") / "recipes"))
+    return sorted(str(p.relative_to(root).with_suffix("")) for p in root.rglob("*.toml"))
+
+
+def parse_recipe(content: JSON, *, source: str) -> Recipe:
+    """A recipe from TOML's tables; `source` names them in refusals."""
+    from pyro_avse.models import MODELS  # loads torch: not needed to list recipes
+
+    recipe = _parse(Recipe, content, source)
+    if recipe.model not in MODELS:
+        raise InputError(
+            f"{source}: unknown model {recipe.model!r}{_closest(recipe.model, MODELS)}"
+        )
+    if recipe.training.batch_size < 1:
+        raise InputError(f"{source} [training]: batch_size is 0: expected 1 or more")
+    if recipe.data.noisy_fraction > 1:
+        raise InputError(
+            f"{source} [data]: noisy_fraction is {recipe.data.noisy_fraction}: expected a share from 0 to 1"
+        )
+    if recipe.training.epochs > 0 and recipe.training.patience < 1:
+        raise InputError(f"{source} [training]: patience is 0: expected 1 or more")
+    if recipe.data.augment_lips > 2:
+        raise InputError(
+            f"{source} [data]: augment_lips is {recipe.data.augment_lips}: expected a strength from 0 to 2"
+        )
+    if recipe.training.epochs > 0 and recipe.training.learning_rate == 0:
+        raise InputError(f"{source} [training]: learning_rate is 0: expected more, 1e-4 say")
+    if recipe.training.epochs < 1 and not recipe.initialise:
+        raise InputError(
+            f"{source} [training]: epochs is 0: expected 1 or more, or [initialise] to assemble from"
+        )
+    return recipe
+
+
+def parse_pipeline(content: JSON, *, source: str) -> Pipeline:
+    """Stages from TOML's tables; `source` names them in refusals."""
+    for key in content.keys() - {"stage"}:
+        raise InputError(f"{source}: {key!r} beside [[stage]]: a pipeline holds stages alone")
+    tables = content["stage"]
+    if not (tables and isinstance(tables, list) and all(isinstance(t, dict) for t in tables)):
+        raise InputError(f"{source}: stage is no list of tables: write [[stage]] above each")
+    stages: Pipeline = {}
+    for number, table in enumerate(tables, start=1):
+        name = table.get("name")
+        where = f"{source} [[stage]] {number}"
+        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+            raise InputError(
+                f"{where}: name is {name!r}: give letters, digits, _ or -, for its folder"
+            )
+        if name in stages:
+            raise InputError(f"{where}: there is a stage {name!r} already: give it another name")
+        changes = {key: value for key, value in table.items() if key not in ("name", "recipe")}
+        base = (
+            _read(_checked(table["recipe"], str, f"{where}: recipe"))[0]
+            if "recipe" in table
+            else {}
+        )
+        if "stage" in base:
+            raise InputError(
+                f"{where}: {table['recipe']} is a pipeline: name a recipe of one model"
+            )
+        stages[name] = parse_recipe(_merged(base, changes), source=f"{where} ({name})")
+    for place, (name, recipe) in enumerate(stages.items()):
+        for network, origin in recipe.initialise.items():
+            if split_source(origin)[0] in list(stages)[place:]:
+                raise InputError(
+                    f"{source}: stage {name!r} starts {network} from {origin!r}, which is no earlier "
+                    f"stage: move it up"
+                )
+    return stages
+
+
+def split_source(source: str) -> tuple[str, str | None]:
+    """A value of [initialise] as the weights' name and the network's: "a_vae:decoder" -> ("a_vae", "decoder")."""
+    weights, colon, network = source.rpartition(":")
+    if colon and all(part.isidentifier() for part in network.split(".")):
+        return weights, network
+    return source, None
+
+
+def _merged(base: JSON, changes: JSON) -> JSON:
+    """The tables of `base` with the values of `changes` in their places."""
+    merged = dict(base)
+    for key, value in changes.items():
+        both = isinstance(value, dict) and isinstance(base.get(key), dict)
+        merged[key] = _merged(base[key], value) if both else value
+    return merged
+
+
+def _parse(cls: type, content: JSON, where: str) -> Any:
+    known = {f.name: f for f in fields(cls)}
+    values = {}
+    for key, value in content.items():
+        if key not in known:
+            raise InputError(f"{where}: unknown key {key!r}{_closest(key, known)}")
+        kind = known[key].type
+        if kind in (Data, Training):
+            if not isinstance(value, dict):
+                raise InputError(f"{where}: {key} is a table: write [{key}]")
+            values[key] = _parse(kind, value, f"{where} [{key}]")
+        else:
+            values[key] = _checked(value, kind, f"{where}: {key}")
+    if cls is Recipe and "model" not in values:
+        raise InputError(f'{where}: lacks the key "model"')
+    return cls(**values)
+
+
+def _checked(value: Any, kind: Any, where: str) -> Any:
+    if choices := get_args(kind) if getattr(kind, "__origin__", None) is Literal else ():
+        if value not in choices:
+            raise InputError(f"{where} is {value!r}: take one of {', '.join(choices)}")
+        return value
+    plain = getattr(kind, "__origin__", kind)
+    if plain is float and type(value) is int:
+        value = float(value)
+    if type(value) is not plain:
+        raise InputError(f"{where} is {value!r}: expected {plain.__name__}")
+    if plain in (int, float) and not 0 <= value < math.inf:  # also false for NaN
+        raise InputError(f"{where} is {value!r}: expected 0 or more")
+    if get_args(kind) == (str, str):
+        for key, text in value.items():
+            _checked(text, str, f"{where}: {key}")
+    return value
+
+
+def _closest(key: str, known: Any) -> str:
+    match = difflib.get_close_matches(key, known, n=1)
+    return f", did you mean {match[0]!r}?" if match else f": known are {', '.join(known)}"
