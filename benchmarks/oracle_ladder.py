@@ -27,7 +27,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import pandas as pd
 import torch
-from robustness import SPEAKERS, Case, enhancer_of, far, mixture_of, near
+from conditions import SPEAKERS, Case, far, mixture_of, near
+from robustness import enhancer_of
 from torch import Tensor
 from torch.nn.functional import avg_pool1d
 

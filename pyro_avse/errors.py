@@ -1,6 +1,17 @@
-"""The exceptions that a user's input raises. They import nothing, so that the command line starts fast."""
+"""The exceptions that a user's input raises, and near misses of names. Nothing heavy, so that --help is quick."""
 
+import difflib
+from collections.abc import Iterable
 from typing import Any
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """What to say after an unknown name: the nearest of the known ones if one is near, and all."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1)
+    return (f", did you mean {near[0]!r}? Known are " if near else ": known are ") + ", ".join(
+        known
+    )
 
 
 class InputError(ValueError):

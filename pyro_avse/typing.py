@@ -194,7 +194,7 @@ class Chains:
     """What drew them, with the step sizes that adaptation found: pass it on with the state."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Separation:
     """What a scheme returns: speech and noise of a mixture, and how it got there."""
 
@@ -220,6 +220,31 @@ class Separation:
     chains_disagree: Bool[Tensor, "*utterance frame"] | None = None
     """Frames whose chains' mean log densities lie more than 5 nats apart (`GAP` in inference/monte_carlo.py): they sat
     in different modes, and r(alpha_n) there says where they began. None where there are fewer than two chains."""
+
+    def __repr__(self) -> str:
+        """Five lines, whatever the shapes."""
+        *utterances, frames, freqs = self.speech.shape
+        chains = (
+            "no chains"
+            if self.chains is None
+            else "{} chains of {} draws".format(*self.chains.draws.shape)
+        )
+        gain = "1" if self.gain is None else f"{self.gain.mean():.3g} on average"
+        first, last = (self.objective[i].sum().item() for i in (0, -1))
+        pi = ", ".join(
+            f"{weight:.2f}"
+            for weight in self.mixing_weight.reshape(len(self.mixing_weight), -1).mean(1)
+        )
+        return "\n".join(
+            (
+                f"Separation: {frames} frames of {freqs} frequencies"
+                + f", {utterances} utterances" * bool(utterances),
+                f"  noise      rank {self.dictionary.shape[-2]}, speech's gain {gain}",
+                f"  pi         {pi}",
+                f"  z          {chains}",
+                f"  objective  {first:.6g} to {last:.6g} in {len(self.objective)} iterations",
+            )
+        )
 
 
 class Scheme(Protocol):

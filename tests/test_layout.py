@@ -77,6 +77,108 @@ def test_a_wrong_import_is_seen() -> None:
         assert not any(allowed(name, "inference") for name in names), line
 
 
+FLOORS = (
+    {"cli"},
+    {"lab"},
+    {"sweep", "training"},
+    {"enhancement"},
+    {"weights"},
+    {"inference"},
+    {"models", "data"},
+    {"data.talker"},
+    {"data.noise"},
+    {"data.corpora"},
+    {"data.lips"},
+    {"data.media"},
+    {""},
+)
+"""From the roof to the ground, on which all stand; imports point down, or stay within a wing."""
+
+
+def module_of(path: Path) -> str:
+    """Its name within the package: "enhancement.file"; a wing's own for its __init__."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    parts = parts[1:] if parts[0] == "pyro_avse" else parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def wing_of(module: str) -> str:
+    """ "data.lips" of "data.lips.open"; the ground floor is ""."""
+    for wing in sorted(set().union(*FLOORS), key=len, reverse=True):
+        if wing and (module == wing or module.startswith(f"{wing}.")):
+            return wing
+    return ""
+
+
+def import_graph() -> dict[str, set[str]]:
+    """Every module's own imports, at its top, inside functions and under TYPE_CHECKING."""
+    modules = {module_of(path): path for path in python_files("pyro_avse", "models", "inference")}
+    graph: dict[str, set[str]] = {}
+    for module, path in modules.items():
+        graph[module] = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("pyro_avse"):
+                base = str(node.module).removeprefix("pyro_avse").lstrip(".")
+                names = [f"{base}.{alias.name}".lstrip(".") for alias in node.names]
+                graph[module] |= {name if name in modules else base for name in names}
+            elif isinstance(node, ast.Import):
+                names = [a.name for a in node.names if a.name.startswith("pyro_avse")]
+                graph[module] |= {name.removeprefix("pyro_avse").lstrip(".") for name in names}
+        graph[module] -= {module, ""}  # "": the package's own version
+    return graph
+
+
+def rings(graph: dict[str, set[str]]) -> set[str]:
+    """Modules from which imports lead back to them: whoever stays when all that nobody needs is taken away."""
+    left = {module: set(names) for module, names in graph.items()}
+    while True:
+        ends = {module for module, names in left.items() if not names & left.keys()}
+        if not ends:
+            return set(left)
+        left = {module: names for module, names in left.items() if module not in ends}
+
+
+def test_imports_between_wings_point_down() -> None:
+    """From the command line to the ground floor, never up."""
+    floor = {wing: level for level, wings in enumerate(FLOORS) for wing in wings}
+    wrong = [
+        f"{module} imports {name}"
+        for module, names in import_graph().items()
+        for name in names
+        if module  # the package's own doors lead everywhere
+        and wing_of(module) != wing_of(name)
+        and floor[wing_of(module)] >= floor[wing_of(name)]
+    ]
+    assert not wrong
+
+
+def test_no_ring_of_files() -> None:
+    assert not rings(import_graph())
+
+
+def test_a_ring_and_an_arrow_that_points_up_are_seen() -> None:
+    """The two tests above can fail."""
+    graph = {"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": set()}
+    assert rings(graph) == {"a", "b", "c"}
+    assert wing_of("data.lips.open") == "data.lips"
+    assert wing_of("plots") == wing_of("typing") == ""
+    assert "training.svi" in import_graph()["training.stages"]
+
+
+def test_the_ground_floor_is_small() -> None:
+    """At most twelve files, and whatever else stands in a wing, whose __init__ says in three lines what is in it."""
+    top = [path for path in python_files("pyro_avse") if path.parent == ROOT / "pyro_avse"]
+    assert len(top) <= 12
+    for path in python_files("pyro_avse", "models", "inference"):
+        if is_init(path) and path.parent != ROOT / "pyro_avse":
+            doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+            assert doc, path
+            wing = path.parent.name
+            if wing not in ("models", "inference"):
+                assert len(doc.splitlines()) == 3, path
+                assert "Open `" in doc, path
+
+
 def test_the_packages_are_the_folders() -> None:
     """setuptools packages exactly the folders that have an __init__.py, and maps the two that stand outside."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]

@@ -74,9 +74,9 @@ def test_the_bundle_is_small_and_packaged() -> None:
     sizes = {path.name: path.stat().st_size for path in FOLDER.iterdir()}
     assert sum(sizes.values()) <= LIMIT, sizes
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    patterns = settings["package-data"]["pyro_avse"]
+    patterns = settings["package-data"]["pyro_avse.weights"]
     for name in sizes:
-        assert any(fnmatch.fnmatch(f"weights/{name}", pattern) for pattern in patterns), name
+        assert any(fnmatch.fnmatch(f"bundled/{name}", pattern) for pattern in patterns), name
     assert DEFAULT_MODEL in load_cards()
 
 

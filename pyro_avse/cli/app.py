@@ -23,6 +23,23 @@ app = typer.Typer(
 data_app = typer.Typer(rich_markup_mode=None, help="Make training data, and look at it.")
 app.add_typer(data_app, name="data")
 
+
+@app.callback(invoke_without_command=True)
+def top(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """Unsupervised audio-visual speech enhancement."""
+    if version:
+        from pyro_avse import __version__
+
+        print(f"pyro-avse {__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+        raise typer.Exit
+
+
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
 

@@ -25,7 +25,7 @@ from pyro_avse.typing import InputError, Scheme, Separation, Spectrum
 from pyro_avse.weights.checkpoint import load_prior
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Enhanced:
     """What comes out of a recording; waveforms have its rate, length and level."""
 
@@ -46,6 +46,33 @@ class Enhanced:
     separation: Separation
     """All that the scheme returned, chains included, on its device. Of a batch: this recording's, cut to its frames,
     but for `target`, which is the whole batch's, and `chains`, which is None."""
+
+    def __repr__(self) -> str:
+        """Five lines: how long, how loud, how sure, how far."""
+        seconds, (K, frames) = len(self.speech) / self.sample_rate, self.responsibilities.shape
+        speech, noise = (
+            float(np.square(w, dtype=np.float64).mean()) for w in (self.speech, self.noise)
+        )
+        ratio = (
+            "no noise"
+            if noise == 0
+            else f"{10 * np.log10(speech / noise + 1e-12):.1f} dB over noise"
+        )
+        apart = self.chains_disagree
+        known = (
+            "one run of chains"
+            if apart is None
+            else f"chains disagree in {apart.mean():.0%} of them"
+        )
+        return "\n".join(
+            (
+                f"Enhanced: {seconds:.2f} s at {self.sample_rate} Hz",
+                f"  speech     peak {np.abs(self.speech).max(initial=0):.3g}, {ratio}",
+                f"  r(alpha)   {K} component{'s' * (K > 1)}, the first's mean {self.responsibilities[0].mean():.2f}",
+                f"  frames     {frames}, {known}",
+                f"  objective  {self.objective[0]:.6g} to {self.objective[-1]:.6g} in {len(self.objective)} iterations",
+            )
+        )
 
     @property
     def noise(self) -> Float32[np.ndarray, "sample"]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from pyro_avse.errors import closest
 from pyro_avse.inference import KERNELS, SCHEMES
 from pyro_avse.inference.adaptation import Adaptation, DualAveraging, RobbinsMonro
 from pyro_avse.models.nmf_noise import NOISE_MODELS, NoiseModel
@@ -45,11 +46,11 @@ def _called(
     kind: str, registry: Mapping[str, Callable[..., Any]], name: str, settings: Mapping[str, Any]
 ) -> Any:
     if name not in registry:
-        raise InputError(f"unknown {kind} {name!r}: known are {', '.join(registry)}")
+        raise InputError(f"unknown {kind} {name!r}{closest(name, registry)}")
     known = inspect.signature(registry[name]).parameters
     for setting in settings:
         if setting not in known:
-            raise InputError(f"{name} has no setting {setting!r}: known are {', '.join(known)}")
+            raise InputError(f"{name} has no setting {setting!r}{closest(setting, known)}")
     return registry[name](**settings)
 
 
@@ -107,12 +108,12 @@ def find_noise_model(entry: str | JSON) -> NoiseModel:
     """A name of `NOISE_MODELS`, or a `NoiseModel` with these settings. Raises InputError for others."""
     if isinstance(entry, str):
         if entry not in NOISE_MODELS:
-            raise InputError(f"unknown noise model {entry!r}: known are {', '.join(NOISE_MODELS)}")
+            raise InputError(f"unknown noise model {entry!r}{closest(entry, NOISE_MODELS)}")
         return NOISE_MODELS[entry]
     known = inspect.signature(NoiseModel).parameters
     for key in entry:
         if key not in known:
-            raise InputError(f"a noise model has no setting {key!r}: known are {', '.join(known)}")
+            raise InputError(f"a noise model has no setting {key!r}{closest(key, known)}")
     return NoiseModel(**entry)
 
 

@@ -20,6 +20,7 @@ from pyro_avse.data.corpora.utterance import Split, Utterance
 from pyro_avse.data.media.audio import load_audio
 from pyro_avse.data.noise import Level, choose_voices
 from pyro_avse.enhancement.find import build_scheme
+from pyro_avse.errors import closest
 from pyro_avse.sweep.mixtures import LIPS, Mixture, place_mixture
 from pyro_avse.typing import JSON, InputError
 from pyro_avse.weights.checkpoint import bundled_weights, load_prior, weight_files
@@ -82,7 +83,7 @@ def make_protocol(
         raise InputError(f"SNRs {list(snrs)}: give finite numbers, in dB")
     for condition in lips or ("",):
         if condition not in LIPS:
-            raise InputError(f"unknown lips {condition!r}: known are {', '.join(LIPS)}")
+            raise InputError(f"unknown lips {condition!r}{closest(condition, LIPS)}")
     if batch < 1:
         raise InputError(f"batches of {batch} mixtures: give 1 or more")
     if not 0 < bad_lips < 1:

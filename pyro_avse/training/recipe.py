@@ -21,7 +21,6 @@ recipe = "paper/a_vae_prior"
 training.epochs = 20
 """
 
-import difflib
 import math
 import os
 import re
@@ -31,6 +30,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from pyro_avse.errors import closest
 from pyro_avse.typing import JSON, InputError
 
 
@@ -118,7 +118,7 @@ def _read(name: str | Path) -> tuple[JSON, str]:
         bundled = files("pyro_avse.training") / "recipes" / f"{name}.toml"
         if not os.path.isfile(str(bundled)):
             raise InputError(
-                f"no recipe {str(name)!r}: give a file or one of {', '.join(recipes())}"
+                f"no recipe {str(name)!r}{closest(str(name), recipes())}; or give a file"
             )
         path = Path(str(bundled))
     try:
@@ -139,9 +139,7 @@ def parse_recipe(content: JSON, *, source: str) -> Recipe:
 
     recipe = _parse(Recipe, content, source)
     if recipe.model not in MODELS:
-        raise InputError(
-            f"{source}: unknown model {recipe.model!r}{_closest(recipe.model, MODELS)}"
-        )
+        raise InputError(f"{source}: unknown model {recipe.model!r}{closest(recipe.model, MODELS)}")
     if recipe.training.batch_size < 1:
         raise InputError(f"{source} [training]: batch_size is 0: expected 1 or more")
     if recipe.data.noisy_fraction > 1:
@@ -223,7 +221,7 @@ def _parse(cls: type, content: JSON, where: str) -> Any:
     values = {}
     for key, value in content.items():
         if key not in known:
-            raise InputError(f"{where}: unknown key {key!r}{_closest(key, known)}")
+            raise InputError(f"{where}: unknown key {key!r}{closest(key, known)}")
         kind = known[key].type
         if kind in (Data, Training):
             if not isinstance(value, dict):
@@ -252,8 +250,3 @@ def _checked(value: Any, kind: Any, where: str) -> Any:
         for key, text in value.items():
             _checked(text, str, f"{where}: {key}")
     return value
-
-
-def _closest(key: str, known: Any) -> str:
-    match = difflib.get_close_matches(key, known, n=1)
-    return f", did you mean {match[0]!r}?" if match else f": known are {', '.join(known)}"

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from pyro_avse.errors import closest
 from pyro_avse.files import write_atomically
 from pyro_avse.models import MODELS
 from pyro_avse.stft import STFT
@@ -94,7 +95,7 @@ def _load_file(path: Path) -> tuple[nn.Module, STFT]:
     tensors, header = load_tensors(path)
     if header.get("model") not in MODELS:
         raise InputError(
-            f"{path}: holds a model {header.get('model')!r}, known are {', '.join(MODELS)}"
+            f"{path}: holds a model {header.get('model')!r}{closest(str(header.get('model')), MODELS)}"
         )
     try:
         prior, stft = MODELS[header["model"]](**header["options"]), STFT(**header["stft"])
@@ -149,8 +150,13 @@ def find_weights(name: str | Path) -> Path:
         return FOLDER / f"{name}.safetensors"
     path = Path(name)
     if path.suffix != ".safetensors" and not os.path.exists(path):
+        if str(name) in MODELS:
+            raise InputError(
+                f"the model {name} exists, but no weights of it are bundled: train them (pyro-avse train "
+                f"default/{name}) and give the .safetensors file, or take one of {', '.join(bundled_weights())}"
+            )
         raise InputError(
-            f"unknown model {str(name)!r}: give one of {', '.join(bundled_weights())}, or the path of a "
+            f"unknown model {str(name)!r}{closest(str(name), bundled_weights())}; or give the path of a "
             ".safetensors file"
         )
     return path
