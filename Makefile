@@ -4,16 +4,23 @@ BIN := .venv/bin
 DATA ?= ../shared/data
 JOBS ?= 2
 
-.PHONY: demo test test-slow test-arviz1 lint check bench results weights
+.PHONY: demo test test-fast test-slow test-arviz1 lint check bench results weights
 
 demo: .venv/.package
 	$(BIN)/pyro-avse demo --out demo
 
+# A worker a core, one thread each.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
+
 test: .venv/.development
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
+
+# For the loop at the desk: without what trains, starts processes or samples for long.
+test-fast: .venv/.development
+	$(PYTEST) -q -m "not slow and not long"
 
 test-slow: .venv/.development
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 # ArviZ 1 wants a newer Python than 3.11; ARVIZ1_PYTHON=... names one that is not on the path.
 ARVIZ1_PYTHON ?= $(shell for p in python3.14 python3.13 python3.12; do $$p -c "" 2>/dev/null && echo $$p && break; done)
@@ -28,9 +35,10 @@ lint: .venv/.development
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy --strict -p pyro_avse
+	$(BIN)/mypy --strict examples/*.py
 
 check: lint
-	$(BIN)/python -m pytest -m "not slow" --cov --cov-report=term
+	$(PYTEST) -m "not slow" --cov --cov-report=term
 
 bench: .venv/.development
 	$(BIN)/python benchmarks/em_iteration.py

@@ -34,7 +34,7 @@ iterations = parser.parse_args().iterations
 # 1. A clip of a talking face, and a workshop's noise added at 0 dB.
 clean, noise = (load_audio(CLIPS / f"{name}.flac").waveform for name in ("talker", "workshop"))
 lips = load_lips(CLIPS / "talker.npz")
-mixture, _ = mix_at_snr(clean, noise, 0)
+mixture = mix_at_snr(clean, noise, 0)[0]
 mixture = mixture / np.abs(mixture).max()
 
 # 2. In one call.
@@ -59,7 +59,7 @@ m, nu = x, torch.zeros_like(x.abs())  # r(s): to begin with, all is speech
 r = torch.full((2, len(x)), 0.5)  # r(alpha_n), component 0 is audio
 
 with torch.no_grad():
-    for _ in range(iterations):
+    for _iteration in range(iterations):
         # r(z): a Markov chain for every frame at once, target (36), proposal (37), acceptance (38)
         target = MeanFieldTarget(prior, seen, m.abs().square() + nu, r)
         chains = run_chains(RandomWalk(step_size=0.1), target, z, draws=10, warmup=30, seed=rng)

@@ -87,6 +87,7 @@ def model(power: torch.Tensor, lips: torch.Tensor) -> None:
 
 
 pyro.clear_param_store()
+assert frames.lips is not None
 svi = SVI(model, prior.guide, Adam({"lr": 1e-4}), TraceEnum_ELBO(max_plate_nesting=1))
 for step in range(3):
     batch = torch.randperm(len(frames))[:128]

@@ -14,6 +14,7 @@ frames are of which kind. Needs the extras `dev` (pytest) and `synth` (synthetic
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import pyro
 import pytest
@@ -41,20 +42,23 @@ from pyro_avse.training.recipe import Recipe, Training
 class ThreeKinds(nn.Module):
     """What pyro_avse/typing.py asks of a speech prior: four facts, a Pyro pair, and five functions for test time."""
 
-    num_components, uses_lips, requires_lips, components_see = 3, False, False, (False,) * 3
+    num_components, uses_lips, requires_lips = 3, False, False
+    components_see: tuple[bool, ...] = (False, False, False)
+    mixing_weight: Tensor
 
     def __init__(self, *, num_freqs: int = 513, latent_dim: int = 32, hidden: int = 128) -> None:
         super().__init__()
         self.num_freqs, self.latent_dim = num_freqs, latent_dim
         self.options = {"num_freqs": num_freqs, "latent_dim": latent_dim, "hidden": hidden}
-        self.priors = nn.ModuleList(IsotropicPrior(latent_dim) for _ in range(3))
-        for prior in self.priors:
+        priors = [IsotropicPrior(latent_dim) for _ in range(3)]
+        for prior in priors:
             nn.init.normal_(prior.mean)  # from one place they would learn the same
+        self.priors = nn.ModuleList(priors)
         self.audio_encoder = AudioEncoder(num_freqs, hidden, latent_dim)
         self.decoder = Decoder(latent_dim, hidden, num_freqs)
         self.register_buffer("mixing_weight", torch.full((3,), 1 / 3))
 
-    def model(self, power, lips=None, *, encoder_power=None, responsibilities=None) -> None:
+    def model(self, power: Tensor, lips: Tensor | None = None, **not_used: Any) -> None:
         prior = self.latent_prior(lips)
         with pyro.plate("frame", len(power)):
             alpha = pyro.sample("alpha", Categorical(self.mixing_weight))  # (11)
@@ -62,12 +66,13 @@ class ThreeKinds(nn.Module):
             z = pyro.sample("z", Normal(mean, scale).to_event(1))  # (10)
             pyro.sample("s", ComplexNormal(0, self.decoder(z)).to_event(1), obs=power.sqrt())  # (1)
 
-    def guide(self, power, lips=None, *, encoder_power=None, responsibilities=None) -> None:
-        q = self.encode(power if encoder_power is None else encoder_power, lips)
-        if responsibilities is None:
-            J = component_negative_elbo(self, power, lips, encoder_power=encoder_power)
-            responsibilities = update_responsibilities(J, self.mixing_weight)  # (22)
-        r = Categorical(responsibilities.detach().movedim(0, -1))
+    def guide(self, power: Tensor, lips: Tensor | None = None, **given: Any) -> None:
+        heard, r = given.get("encoder_power"), given.get("responsibilities")
+        q = self.encode(power if heard is None else heard, lips)
+        if r is None:
+            J = component_negative_elbo(self, power, lips, encoder_power=heard)
+            r = update_responsibilities(J, self.mixing_weight)  # (22)
+        r = Categorical(r.detach().movedim(0, -1))
         with pyro.plate("frame", len(power)):
             alpha = pyro.sample("alpha", r, infer={"enumerate": "parallel"})
             mean, scale = (select_component(p, alpha) for p in (q.mean, q.stddev))

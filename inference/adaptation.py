@@ -92,6 +92,11 @@ def acceptance_error(kernel: Kernel, info: Info) -> Frames:
     return _tuned(kernel).target_acceptance - accepted
 
 
+def can_adapt(kernel: Kernel) -> bool:
+    """Whether the kernel, or Gibbs's inner one, has a step size that its acceptance tells of."""
+    return hasattr(_tuned(kernel), "target_acceptance")
+
+
 def step_size_of(kernel: Kernel, like: Frames) -> Frames:
     """The kernel's step size, in the shape and on the device of `like`; of Gibbs, its inner kernel's.
 
@@ -99,7 +104,7 @@ def step_size_of(kernel: Kernel, like: Frames) -> Frames:
         InputError: for a kernel that has none, or whose acceptance tells nothing about it.
     """
     tuned = _tuned(kernel)
-    if not hasattr(tuned, "target_acceptance"):
+    if not can_adapt(kernel):
         name = type(tuned).__name__
         raise InputError(f"{name} has no step size to adapt by its acceptance: leave adapt out")
     return torch.as_tensor(tuned.step_size, dtype=like.dtype, device=like.device).expand_as(like)

@@ -20,6 +20,7 @@ from pyro_avse.inference.adaptation import (
     DualAveraging,
     RobbinsMonro,
     acceptance_error,
+    can_adapt,
     step_size_of,
     with_step_size,
 )
@@ -31,8 +32,8 @@ from pyro_avse.models.nmf_noise import NoiseModel
 from pyro_avse.typing import Info, InputError, Kernel, State, Target
 
 pytestmark = pytest.mark.usefixtures("float64")
-FIXED = ("ula", "elliptical_slice", "independence")
-ADAPTED = sorted(KERNELS.keys() - set(FIXED))
+ADAPTED = sorted(name for name in KERNELS if can_adapt(KERNELS[name]()))
+FIXED = sorted(KERNELS.keys() - set(ADAPTED))
 ADAPTATIONS = [RobbinsMonro(), DualAveraging()]
 every_adapted = pytest.mark.parametrize("name", ADAPTED)
 every_adaptation = pytest.mark.parametrize("adapt", ADAPTATIONS, ids=["robbins", "dual"])

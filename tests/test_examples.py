@@ -35,7 +35,7 @@ def test_example_runs(example: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("example", sorted(p.name for p in EXAMPLES.glob("*.py")))
 def test_example_is_a_lesson(example: str) -> None:
-    """Under 120 lines, opening with what it shows."""
+    """Under 130 lines, opening with what it shows."""
     text = (EXAMPLES / example).read_text()
     assert text.startswith('"""')
-    assert len(text.splitlines()) < 120
+    assert len(text.splitlines()) < 130

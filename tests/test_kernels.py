@@ -290,7 +290,9 @@ def test_frames_utterances_and_chains_do_not_leak(name: str) -> None:
     assert not changed[:3, :, 0].any()
     assert not changed[:3, :, 1, :2].any()
     assert changed[:3, :, 1, 2].any()
-    if name != "independence":  # it forgets where it was as soon as it moves
+    if not getattr(
+        kernel, "uses_guide", False
+    ):  # such a one forgets where it was as soon as it moves
         assert changed[3].any(0).all()
 
 

@@ -37,7 +37,7 @@ from pyro_avse.models.mixture import (
 pytestmark = pytest.mark.usefixtures("float64")
 
 PRIORS = [*MODELS, "two_decoders"]
-MIXTURES = [name for name in MODELS if MODELS[name].num_components > 1]
+MIXTURES = [name for name in MODELS if MODELS[name]().num_components > 1]
 
 
 @pytest.mark.parametrize("components", [2, 3])

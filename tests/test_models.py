@@ -342,7 +342,7 @@ def test_svi_trains_what_is_registered(
     assert changed == (trainable if registered else set())
 
 
-@pytest.mark.parametrize("name", [n for n in MODELS if MODELS[n].num_components == 1])
+@pytest.mark.parametrize("name", [n for n in MODELS if MODELS[n]().num_components == 1])
 def test_one_component_ignores_responsibilities(
     name, small_prior, random_power, random_lips
 ) -> None:

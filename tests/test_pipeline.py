@@ -45,7 +45,7 @@ def quick_curves(monkeypatch: pytest.MonkeyPatch) -> None:
     def draw(history: list[dict[str, Any]], path: Path) -> None:
         write_atomically(path, repr(history).encode())
 
-    monkeypatch.setattr("pyro_avse.plots.training_figure", draw)
+    monkeypatch.setattr("pyro_avse.training.curves.training_figure", draw)
 
 
 @pytest.fixture

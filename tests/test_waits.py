@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_avse.distributions import unchecked_normal
 from pyro_avse.inference import KERNELS, LDEM, SCHEMES, RandomWalk, RobbinsMonro, run_chains
+from pyro_avse.inference.adaptation import can_adapt
 from pyro_avse.inference.target import CollapsedTarget
 from pyro_avse.typing import Info, Kernel, State, Target
 
@@ -64,8 +65,7 @@ def test_a_run_of_chains_asks_once(name: str, posterior: Callable[[str], Collaps
     """However many its steps, adapted or not: `stop_if_diverged`."""
     kernel = KERNELS[name]()
     target = posterior("min_vae_v2" if name == "gibbs" else "a_vae")
-    nothing_to_adapt = name in ("independence", "elliptical_slice", "ula")
-    for adapt in (None,) if nothing_to_adapt else (None, RobbinsMonro()):
+    for adapt in (None, RobbinsMonro()) if can_adapt(kernel) else (None,):
         for draws in (1, 6):
 
             def run(draws: int = draws, adapt: Any = adapt) -> None:

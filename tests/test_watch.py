@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
+from pyro_avse.data.lips import watch as watching
 from pyro_avse.data.lips.face import Boxes
-from pyro_avse.data.lips.lips import watch as watching
 from pyro_avse.data.lips.open import load_lips
 from pyro_avse.data.lips.watch import pack, save_preview, watch
 from pyro_avse.data.media.video import read_pictures

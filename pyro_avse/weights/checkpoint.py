@@ -7,6 +7,7 @@ A weight file holds what `load_prior` needs and no more: {"model", "options", "s
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -70,8 +71,10 @@ def save_prior(path: Path, prior: nn.Module, stft: STFT, *, half: bool = False) 
     save_tensors(path, {k: v.half() for k, v in state.items()} if half else state, header)
 
 
-def load_prior(name: str | Path) -> tuple[nn.Module, STFT]:
+def load_prior(name: str | Path) -> tuple[Any, STFT]:
     """A speech prior, float32 and frozen, and its STFT, from a bundled name ("a_vae") or a weight file.
+
+    The prior is a `SpeechPrior` and an `nn.Module`, for which Python has no type: Any.
 
     Raises:
         InputError: unknown name; not a weight file of ours; an unknown model or tensors of another shape.
