@@ -13,7 +13,7 @@ Pyro: RandomWalkKernel and NUTS, one joint chain of all frames as Pyro has it, o
     tracing a program; 200 steps of its own adaptation, the random walk from the best scale in theory. NUTS from a step
     of 0.03; above 100 frames, where a draw takes a second, 40 steps that leave the mass matrix alone and 40 draws.
 
-Only sampling is timed: warm-up, adaptation and compilation (half a minute a kernel of ours) are not. ESS is of every
+Only sampling is timed: warm-up, adaptation and compilation are not. ESS is of every
 latent dimension of up to 30 frames, spread evenly; the table has their minimum and median, divided by seconds. It is
 ArviZ's bulk ESS, or N (1 - rho) / (1 + rho) where that is less and rho > 1/2: no reversible chain exceeds it. 1 - rho
 is the mean squared jump from draw to draw over twice the posterior variance, known from the run before. (A chain that
@@ -46,8 +46,8 @@ from pyro_avse.data.media.audio import load_audio
 from pyro_avse.data.noise import mix_at_snr
 from pyro_avse.enhancement.demo import CLIPS
 from pyro_avse.errors import InputError
-from pyro_avse.inference import KERNELS, MCEM, Compiled, run_chains
-from pyro_avse.inference.adaptation import DualAveraging
+from pyro_avse.inference import KERNELS, MCEM, run_chains
+from pyro_avse.inference.adaptation import DualAveraging, can_adapt
 from pyro_avse.inference.hmc import HMC
 from pyro_avse.inference.independence import Independence, guide_proposal
 from pyro_avse.inference.target import CollapsedTarget
@@ -55,11 +55,10 @@ from pyro_avse.models.nmf_noise import nmf_noise_variance
 from pyro_avse.weights.checkpoint import load_prior
 
 THIN = {"random_walk": 20, "pcn": 20, "independence": 20, "gibbs": 5, "mala": 8, "ula": 8, "hmc": 2}
-COMPILED = ("random_walk", "mala", "hmc")
 SAME_ALGORITHM = {  # ours that stands over the other in the ratios: HMC where we have no NUTS
     "pyro random_walk": "random_walk",
     "pyro nuts": "hmc",
-    **{f"blackjax {name}": name for name in COMPILED},
+    **{f"blackjax {name}": name for name in ("random_walk", "mala", "hmc")},
     "blackjax nuts": "hmc",
 }
 RATES = ("ess_per_second_min", "ess_per_second_median", "frame_steps_per_second")
@@ -159,9 +158,6 @@ def compare(target: CollapsedTarget, z0: Tensor, spread: np.ndarray, draws: int)
             print(f"{name:22s} {refusal}")
             continue
         record(name, z, thin, seconds)
-        if name in COMPILED:
-            z, seconds, _ = our_draws(name, target, z0, draws, thin, compiled=True)
-            record(f"{name} compiled", z, thin, seconds)
     if z0.device.type == "cpu":
         z, seconds = pyro_draws(
             pyro_random_walk(target, z0), z0, draws, THIN["random_walk"], WARMUP
@@ -185,19 +181,18 @@ def compared(rows: dict[str, Row]) -> list[dict[str, Any]]:
     """Ours over the others', printed and returned; None where the other's is zero."""
     ratios: list[dict[str, Any]] = []
     for other, ours in SAME_ALGORITHM.items():
-        for mine in (ours, f"{ours} compiled"):
-            if other not in rows or mine not in rows:
-                continue
-            ratio: dict[str, Any] = {"frames": rows[mine].frames, "ours": mine, "other": other}
-            for of in RATES:
-                theirs = getattr(rows[other], of)
-                ratio[of] = getattr(rows[mine], of) / theirs if theirs else None
-            ratios.append(ratio)
-            least, median, steps = (ratio[of] or np.inf for of in RATES)
-            print(
-                f"{mine} / {other}: ESS/s {least:.3g} (minimum), {median:.3g} (median); "
-                f"frame-steps/s {steps:.3g}"
-            )
+        if other not in rows or ours not in rows:
+            continue
+        ratio: dict[str, Any] = {"frames": rows[ours].frames, "ours": ours, "other": other}
+        for of in RATES:
+            theirs = getattr(rows[other], of)
+            ratio[of] = getattr(rows[ours], of) / theirs if theirs else None
+        ratios.append(ratio)
+        least, median, steps = (ratio[of] or np.inf for of in RATES)
+        print(
+            f"{ours} / {other}: ESS/s {least:.3g} (minimum), {median:.3g} (median); "
+            f"frame-steps/s {steps:.3g}"
+        )
     return ratios
 
 
@@ -219,18 +214,12 @@ def our_draws(
     z0: Tensor,
     draws: int,
     thin: int,
-    *,
-    compiled: bool = False,
 ) -> tuple[np.ndarray, float, Tensor | None]:
     """Draws (draw, frame, latent), their seconds and each frame's step size."""
     kernel = KERNELS[name]()
-    tunable = hasattr(getattr(kernel, "inner", kernel), "target_acceptance")
-    adapt = DualAveraging() if tunable else None
+    adapt = DualAveraging() if can_adapt(kernel) else None
     warm = run_chains(kernel, target, z0, draws=1, warmup=WARMUP, adapt=adapt, seed=1)
     kernel = warm.kernel
-    if compiled:
-        kernel = Compiled(kernel, steps=thin)
-        run_chains(kernel, target, warm.state.z, draws=2, thin=thin)
     wait(z0)
     start = time.perf_counter()
     chains = run_chains(kernel, target, warm.state.z, draws=draws, thin=thin, seed=2)

@@ -19,9 +19,8 @@ from pyro_avse.data.media.audio import load_audio
 from pyro_avse.data.noise import mix_at_snr
 from pyro_avse.enhancement.demo import CLIPS
 from pyro_avse.inference import VEM, RandomWalk, run_chains
+from pyro_avse.inference.mean_field import MeanFieldTarget, latent_responsibilities
 from pyro_avse.inference.nmf import initial_factors, is_nmf_update_H, is_nmf_update_W
-from pyro_avse.inference.target import MeanFieldTarget
-from pyro_avse.inference.vem import latent_responsibilities
 from pyro_avse.inference.wiener import average_speech_variance, wiener_posterior
 from pyro_avse.metrics import score
 from pyro_avse.models.nmf_noise import NoiseModel, nmf_noise_variance

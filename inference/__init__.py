@@ -12,7 +12,6 @@ from pyro_avse.inference.adaptation import DualAveraging, RobbinsMonro
 from pyro_avse.inference.amortised_vem import AmortisedVEM
 from pyro_avse.inference.auto_normal import AutoNormal
 from pyro_avse.inference.collapsed_vem import CollapsedVEM
-from pyro_avse.inference.compiled import Compiled
 from pyro_avse.inference.elliptical_slice import EllipticalSlice
 from pyro_avse.inference.gibbs import Gibbs
 from pyro_avse.inference.gpeem import GPEEM
@@ -71,7 +70,6 @@ __all__ = [
     "AmortisedVEM",
     "AutoNormal",
     "CollapsedVEM",
-    "Compiled",
     "DualAveraging",
     "EllipticalSlice",
     "Gibbs",

@@ -19,8 +19,8 @@ import torch
 
 from pyro_avse.inference.em import Observation, encode, frame_weight
 from pyro_avse.inference.independence import guide_proposal
-from pyro_avse.inference.target import CollapsedMeanFieldTarget
-from pyro_avse.inference.vem import VEM, VEMState
+from pyro_avse.inference.mean_field import CollapsedMeanFieldTarget, VEMState
+from pyro_avse.inference.vem import VEM
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ holds what they share: the objective, when to stop, and what to say of a diverge
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -22,10 +22,12 @@ from torch import Tensor
 
 from pyro_avse.distributions import unchecked_normal
 from pyro_avse.errors import Divergence
+from pyro_avse.inference.adaptation import Adaptation
 from pyro_avse.inference.nmf import Activations, Dictionary, initial_factors
-from pyro_avse.inference.run import unchecked
+from pyro_avse.inference.run import run_chains, unchecked
 from pyro_avse.models.nmf_noise import NoiseModel
 from pyro_avse.typing import (
+    Chains,
     FrameMask,
     InputError,
     MixingWeight,
@@ -34,6 +36,7 @@ from pyro_avse.typing import (
     Separation,
     Spectrum,
     SpeechPrior,
+    Target,
 )
 
 
@@ -111,6 +114,19 @@ class EMState:
     """After the last step, the scheme's own; NaN before the first."""
     partial: Any = None
     """What a Divergence in this step is to hold: its chains, or the codes before it."""
+
+
+class RunsChains(Protocol):
+    """A scheme whose E-step runs chains."""
+
+    name: ClassVar[str]
+
+    @property
+    def adapt(self) -> Adaptation | None: ...
+
+
+ChainState = TypeVar("ChainState", bound=Any)
+"""A subclass of `EMState` with `kernel`."""
 
 
 class EM(ABC):
@@ -277,6 +293,29 @@ def heard_where_unseen(observation: Observation, q: Independent) -> Independent:
     assert seen is not None
     mean, scale = (torch.where(seen[..., None], p, p[:1]) for p in (q.mean, q.stddev))
     return unchecked_normal(mean, scale)
+
+
+def move_chains(
+    scheme: "RunsChains",
+    state: ChainState,
+    target: Target,
+    *,
+    warmup: int,
+    draws: int,
+    rng: torch.Generator,
+) -> tuple[ChainState, Chains]:
+    """The chains of a state, moved on by its kernel; the state where they then stand."""
+    chains = run_chains(
+        state.kernel,
+        target,
+        state.z,
+        draws=draws,
+        warmup=warmup,
+        adapt=scheme.adapt,
+        seed=rng,
+        where=f"{scheme.name}, iteration {state.iteration + 1}",
+    )
+    return replace(state, z=chains.state.z, kernel=chains.kernel, partial=chains), chains
 
 
 def starting_codes(

@@ -31,21 +31,20 @@ import torch
 from pyro.distributions import Independent
 
 from pyro_avse.inference.adaptation import Adaptation
-from pyro_avse.inference.em import EM, Observation, encode, starting_codes
+from pyro_avse.inference.em import EM, Observation, encode, move_chains, starting_codes
 from pyro_avse.inference.independence import guide_proposal
 from pyro_avse.inference.m_step import monte_carlo_q
 from pyro_avse.inference.monte_carlo import (
     Drawn,
     MCState,
-    chain_weights,
     initial_theta,
     maximise,
     posterior,
     separation,
-    weighted_draws,
+    weighted_chains,
 )
 from pyro_avse.inference.random_walk import RandomWalk
-from pyro_avse.inference.run import run_chains, unchecked
+from pyro_avse.inference.run import unchecked
 from pyro_avse.inference.settings import check_settings
 from pyro_avse.inference.target import CollapsedTarget
 from pyro_avse.inference.wiener import monte_carlo_speech_power
@@ -139,29 +138,9 @@ class MCEM(EM):
             proposal=guide_proposal(state.kernel, guide, state.responsibilities),
         )
         sampled = self.sampled(observation, target)
-        chains = run_chains(
-            state.kernel,
-            sampled,
-            state.z,
-            draws=draws,
-            warmup=warmup,
-            adapt=self.adapt,
-            seed=rng,
-            where=f"{self.name}, iteration {state.iteration + 1}",
-        )
-        sigma, w = weighted_draws(target, chains.draws.flatten(0, 1))
-        framewise = chains.log_density.dim() == chains.draws.dim() - 1
-        if math.isfinite(self.temperature) and framewise:
-            share = chain_weights(chains.log_density, chains.draws, self.temperature)
-            w = w * (self.chains * share).repeat_interleave(draws, 0)
-        moved = replace(
-            state,
-            z=chains.state.z,
-            kernel=chains.kernel,
-            responsibilities=w.sum(1),
-            partial=chains,
-        )
-        return moved, Drawn(sampled, sigma, w, chains)
+        state, chains = move_chains(self, state, sampled, warmup=warmup, draws=draws, rng=rng)
+        sigma, w = weighted_chains(target, chains, self.temperature)
+        return replace(state, responsibilities=w.sum(1)), Drawn(sampled, sigma, w, chains)
 
     def sampled(self, observation: Observation, target: CollapsedTarget) -> Target:
         """What the chains are to sample: the posterior of z."""

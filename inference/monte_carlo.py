@@ -18,6 +18,7 @@ than `FEWEST` draws. It is that of independent coordinates, which overstates mod
 where draws are correlated: alike in all chains, which cancels.
 """
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
@@ -121,6 +122,21 @@ def weighted_draws(
     rho = torch.softmax(target.component_log_joint(z, log_variance), dim=0)
     w = rho / len(z)
     return finite_where_idle(log_variance.exp(), w), w
+
+
+def weighted_chains(
+    target: CollapsedTarget, chains: Chains, temperature: float
+) -> tuple[Draws, Weights]:
+    """The same of chains' draws, W_c rho_rk / R where chains count by their evidence (`chain_weights`).
+
+    They count alike at an infinite temperature, and where log densities are not the frames' own.
+    """
+    sigma, w = weighted_draws(target, chains.draws.flatten(0, 1))
+    count, draws = chains.draws.shape[:2]
+    if math.isfinite(temperature) and chains.log_density.dim() == chains.draws.dim() - 1:
+        share = chain_weights(chains.log_density, chains.draws, temperature)
+        w = w * (count * share).repeat_interleave(draws, 0)
+    return sigma, w
 
 
 def finite_where_idle(sigma: Draws, weights: Weights) -> Draws:

@@ -5,7 +5,7 @@ Chains are a leading axis, not a loop: one call of the target moves every chain,
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 import pyro
 import torch
@@ -19,8 +19,7 @@ from pyro_avse.inference.adaptation import (
     step_size_of,
     with_step_size,
 )
-from pyro_avse.inference.compiled import Compiled
-from pyro_avse.typing import Chains, FrameMask, Info, Kernel, State, Target
+from pyro_avse.typing import Chains, FrameMask, Kernel, Target
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -79,21 +78,18 @@ def run_chains(
     z, log_density, accepted, diverging = [], [], [], []
     accepted_in_all = torch.zeros_like(state.log_density)
     steps = warmup + draws * thin
-    step = 0
-    while step < steps:
-        tuned = adapt is None or step >= warmup
-        for moved, info in moves(kernel, target, state, steps - step if tuned else 1, rng=rng):
-            state, step = moved, step + 1
-            accepted_in_all += info.accepted
-            if adapt is not None and step <= warmup:
-                tuning = adapt.update(tuning, acceptance_error(kernel, info), step)
-                kernel = with_step_size(kernel, adapt.step_size(tuning, final=step == warmup))
-            if step > warmup and (step - warmup) % thin == 0:
-                z.append(state.z)
-                log_density.append(state.log_density)
-                accepted.append(info.accepted)
-                if info.diverging is not None:
-                    diverging.append(info.diverging)
+    for step in range(1, steps + 1):
+        state, info = kernel.step(target, state, rng=rng)
+        accepted_in_all += info.accepted
+        if adapt is not None and step <= warmup:
+            tuning = adapt.update(tuning, acceptance_error(kernel, info), step)
+            kernel = with_step_size(kernel, adapt.step_size(tuning, final=step == warmup))
+        if step > warmup and (step - warmup) % thin == 0:
+            z.append(state.z)
+            log_density.append(state.log_density)
+            accepted.append(info.accepted)
+            if info.diverging is not None:
+                diverging.append(info.diverging)
     chains = Chains(
         draws=torch.stack(z, dim=1),
         log_density=torch.stack(log_density, dim=1),
@@ -105,15 +101,6 @@ def run_chains(
     )
     stop_if_diverged(chains, where)
     return chains
-
-
-def moves(
-    kernel: Kernel, target: Target, state: Any, most: int, *, rng: torch.Generator
-) -> list[tuple[State, Info]]:
-    """The next move; of a `Compiled` kernel a block of them, where that is no more than `most`."""
-    if isinstance(kernel, Compiled) and kernel.steps <= most:
-        return kernel.block(target, state, rng=rng)
-    return [kernel.step(target, state, rng=rng)]
 
 
 def stop_if_diverged(chains: Chains, where: str | None = None) -> None:

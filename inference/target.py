@@ -1,21 +1,18 @@
 """What the kernels sample: the posterior of z, up to a constant, for all chains, utterances and frames at once.
 
-MeanFieldTarget   r(z_n) of (36): exp of the expected log joint under r(s) r(alpha). For K components with decoders of
-                  their own (VAE-MM, S24) the likelihood is averaged over components as the prior is.
+Here is what the targets share, alpha_n summed out of any likelihood (`Collapsed`), and
 
-and two in which alpha_n is summed out, exactly, which differ in the likelihood alone:
+    CollapsedTarget   p(z_n | x_n): s_n integrated out too. Slides S17, S18
 
-CollapsedTarget            p(z_n | x_n): s_n integrated out too. Slides S17, S18
-CollapsedMeanFieldTarget   r(z_n) of r(s) r(z, alpha): the expected likelihood under r(s).
-
-All are equal to what Pyro makes of `models/noisy_speech.py`; the tests show it.
+The variational schemes' targets, under r(s), are in mean_field.py. All are equal to what Pyro makes of
+`models/noisy_speech.py`; the tests show it.
 """
 
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property, reduce
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float
@@ -28,7 +25,6 @@ from pyro_avse.typing import (
     InputError,
     MixingWeight,
     Power,
-    Responsibilities,
     SpeechPrior,
     Target,
 )
@@ -37,84 +33,13 @@ LogVariance = Float[Tensor, "component *batch frame freq"]
 PerComponent = Float[Tensor, "component *batch frame"]
 
 
-@dataclass(frozen=True)
-class MeanFieldTarget:
-    """log r(z_n) = sum_k r_k [log p(z_n|k) + sum_f -log sigma_k - (|m|^2 + nu) / sigma_k] + const: (36), S24.
+class HasPrior(Protocol):
+    """A target of some prior's codes, with the lips that its decoder may look at."""
 
-    Attributes:
-        second_moment: E|s|^2 = |m|^2 + nu under r(s), in |STFT|^2.
-        responsibilities: r(alpha_n).
-        proposal: what `independence` proposes from, a Normal over z that broadcasts to (chain, ..., frame).
-    """
-
-    prior: SpeechPrior
-    lips: Tensor | None
-    second_moment: Power
-    responsibilities: Responsibilities
-    event_dim: int = 1
-    proposal: Independent | None = None
-
-    def log_density(self, z: Codes) -> Float[Tensor, "*batch frame"]:
-        """(36) for codes (chain, ..., frame, latent)."""
-        return self._prior.log_prob(z) + self.log_likelihood(z)
-
-    @cached_property
-    def components(self) -> Independent:
-        """p(z_n | k), batch (component, 1, ..., frame | 1): the 1 is for chains."""
-        return align_components(self.prior.latent_prior(self.lips), self.responsibilities.dim() + 1)
-
-    @cached_property
-    def gaussian(self) -> Independent:
-        """prod_k p(z_n|k)^r_k, normalised: a geometric mixture of Gaussians is one Gaussian.
-
-        Its precision is sum_k r_k / sigma_k, its mean the precision-weighted mean of the components'.
-        """
-        r = self.responsibilities[:, None, ..., None]
-        weight = r / self.components.variance
-        precision = weight.sum(0)
-        mean = (weight * self.components.mean).sum(0) / precision
-        return unchecked_normal(mean, precision.rsqrt())
-
-    @cached_property
-    def _prior(self) -> "Quadratic":
-        return Quadratic.of(self.gaussian)
-
-    def log_likelihood(self, z: Codes) -> Float[Tensor, "*batch frame"]:
-        """sum_k r_k sum_f -log sigma_k(z_n) - (|m|^2 + nu) / sigma_k(z_n)."""
-        terms = expected_log_likelihood(self.prior.log_variance(z, self.lips), self.second_moment)
-        if len(terms) == 1:  # one decoder, and the r_k sum to one
-            return terms[0]
-        r = self.responsibilities[:, None]
-        return (r * torch.where(r > 0, terms, 0)).sum(0)
-
-    def value_and_grad(self, z: Codes) -> tuple[Float[Tensor, "*batch frame"], Codes]:
-        """(36) and its gradient in z, with one pass back through the decoder and none through what stands after it.
-
-        d log r / d log sigma_k = r_k (E|s|^2 / sigma_k - 1) is known, and so is the Gaussian's score.
-        """
-        z, decoded = decode_with_graph(self, z)
-        with torch.no_grad():
-            value, slope = expected_log_likelihood_and_slope(decoded.detach(), self.second_moment)
-            if len(value) > 1:
-                r = self.responsibilities[:, None]
-                value = r * torch.where(r > 0, value, 0)
-                slope = r[..., None] * torch.where(r[..., None] > 0, slope, 0)
-            value = value.sum(0) + self._prior.log_prob(z)
-            score = self._prior.score(z)
-        return value, gradient_in_codes(z, decoded, slope) + score
-
-
-def expected_log_likelihood(log_variance: LogVariance, second_moment: Power) -> PerComponent:
-    """E_{r(s)} log N_c(s; 0, sigma) + F log pi = sum_f -log sigma - (|m|^2 + nu) / sigma, as in (36)."""
-    return -torch.addcmul(log_variance, second_moment, torch.exp(-log_variance)).sum(-1)
-
-
-def expected_log_likelihood_and_slope(
-    log_variance: LogVariance, second_moment: Power
-) -> tuple[PerComponent, LogVariance]:
-    """The same, and its derivative in log sigma: (|m|^2 + nu) / sigma - 1."""
-    ratio = second_moment * torch.exp(-log_variance)
-    return -(log_variance + ratio).sum(-1), ratio.sub_(1)
+    @property
+    def prior(self) -> SpeechPrior: ...
+    @property
+    def lips(self) -> Tensor | None: ...
 
 
 class Collapsed(ABC):
@@ -255,33 +180,6 @@ class CollapsedTarget(Collapsed):
 
 
 @dataclass(frozen=True)
-class CollapsedMeanFieldTarget(Collapsed):
-    """log r(z_n) = log sum_k pi_k p(z_n|k) exp(sum_f -log sigma_k - (|m|^2 + nu) / sigma_k) + const.
-
-    The factor of z when r factorises as r(s) r(z, alpha) instead of (32): alpha is summed out of r(z, alpha), exactly.
-    """
-
-    prior: SpeechPrior
-    lips: Tensor | None
-    second_moment: Power
-    mixing_weight: MixingWeight
-    event_dim: int = 1
-    proposal: Independent | None = None
-
-    @property
-    def heard(self) -> Power:
-        return self.second_moment
-
-    def component_log_likelihood(self, log_variance: LogVariance) -> PerComponent:
-        """sum_f -log sigma_k - (|m|^2 + nu) / sigma_k."""
-        return expected_log_likelihood(log_variance, self.second_moment)
-
-    def with_slope(self, log_variance: LogVariance) -> tuple[PerComponent, LogVariance]:
-        """The same, and (|m|^2 + nu) / sigma_k - 1."""
-        return expected_log_likelihood_and_slope(log_variance, self.second_moment)
-
-
-@dataclass(frozen=True)
 class Quadratic:
     """log pi_k + log p(z_n | k) of (10), (11) as a chain's steps want it, its constants computed once."""
 
@@ -307,7 +205,7 @@ class Quadratic:
         return self.precision * (self.mean - z)
 
 
-def decode_with_graph(target: MeanFieldTarget | Collapsed, z: Codes) -> tuple[Codes, LogVariance]:
+def decode_with_graph(target: "HasPrior", z: Codes) -> tuple[Codes, LogVariance]:
     """z as a leaf, and log sigma_k(z) with the graph that leads back to it."""
     with torch.enable_grad():
         z = z.detach().requires_grad_()

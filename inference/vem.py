@@ -16,71 +16,40 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
-from pyro_avse.distributions import align_components, update_mixing_weight
+from pyro_avse.distributions import update_mixing_weight
 from pyro_avse.inference.adaptation import Adaptation
 from pyro_avse.inference.em import (
     EM,
-    EMState,
     Observation,
     encode,
     frame_weight,
+    move_chains,
     noise_and_weights,
     starting_codes,
 )
 from pyro_avse.inference.independence import guide_proposal
-from pyro_avse.inference.monte_carlo import chains_disagree
-from pyro_avse.inference.nmf import is_nmf_cost, is_nmf_update_H, is_nmf_update_W, normalise
-from pyro_avse.inference.random_walk import RandomWalk
-from pyro_avse.inference.run import run_chains, sum_of_frames, unchecked
-from pyro_avse.inference.settings import check_settings
-from pyro_avse.inference.target import (
+from pyro_avse.inference.mean_field import (
     CollapsedMeanFieldTarget,
     MeanFieldTarget,
-    expected_log_likelihood,
+    VEMState,
+    latent_responsibilities,
+    mean_field_separation,
+    vem_objective,
 )
+from pyro_avse.inference.nmf import is_nmf_update_H, is_nmf_update_W, normalise
+from pyro_avse.inference.random_walk import RandomWalk
+from pyro_avse.inference.run import unchecked
+from pyro_avse.inference.settings import check_settings
 from pyro_avse.inference.wiener import (
     average_speech_variance,
-    averaged_wiener_filter,
     wiener_posterior,
 )
 from pyro_avse.models.nmf_noise import NoiseModel, log_prior, nmf_noise_variance
 from pyro_avse.typing import (
-    Chains,
-    Codes,
-    FrameMask,
     Kernel,
-    MixingWeight,
-    Power,
-    Responsibilities,
     Separation,
-    Spectrum,
-    SpeechPrior,
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class VEMState(EMState):
-    """r(s), r(z), r(alpha) and theta = {W, H, pi}."""
-
-    kernel: Kernel
-    """With the step sizes that adaptation found."""
-    m: Spectrum
-    """Mean of r(s)."""
-    nu: Power
-    """Variance of r(s)."""
-    gamma: Power
-    """Speech's variance, averaged over draws (34)."""
-    target: MeanFieldTarget | CollapsedMeanFieldTarget | None = None
-    """r(z), as the last E-step sampled it."""
-    chains: Chains | None = None
-
-    @property
-    def second_moment(self) -> Power:
-        """E|s|^2 = |m|^2 + nu under r(s)."""
-        return self.m.real.square() + self.m.imag.square() + self.nu
 
 
 @dataclass(frozen=True)
@@ -150,16 +119,8 @@ class VEM(EM):
             pi = update_mixing_weight(state.responsibilities, observation.informed)
         objective = vem_objective(V, W, H, state.responsibilities, pi, mask)
         objective = objective + log_prior(self.noise, H, mask=mask)
-        return replace(
-            state,
-            m=m,
-            nu=nu,
-            dictionary=W,
-            activations=H,
-            mixing_weight=pi,
-            iteration=state.iteration + 1,
-            objective=objective,
-        )
+        state = replace(state, m=m, nu=nu, iteration=state.iteration + 1, objective=objective)
+        return replace(state, dictionary=W, activations=H, mixing_weight=pi)
 
     def e_step(self, observation: Observation, state: VEMState, rng: torch.Generator) -> VEMState:
         """r(z), r(alpha), and gamma of r(s)."""
@@ -186,84 +147,14 @@ class VEM(EM):
         rng: torch.Generator,
     ) -> VEMState:
         """The chains, moved on."""
-        chains = run_chains(
-            state.kernel,
-            target,
-            state.z,
-            draws=self.draws,
-            warmup=self.warmup,
-            adapt=self.adapt,
-            seed=rng,
-            where=f"{self.name}, iteration {state.iteration + 1}",
+        state, chains = move_chains(
+            self, state, target, warmup=self.warmup, draws=self.draws, rng=rng
         )
-        return replace(
-            state,
-            z=chains.state.z,
-            kernel=chains.kernel,
-            target=target,
-            chains=chains,
-            partial=chains,
-        )
+        return replace(state, target=target, chains=chains)
 
     @unchecked
     def finish(
         self, observation: Observation, state: VEMState, *, rng: torch.Generator
     ) -> Separation:
         """(45), by the draws of the last E-step."""
-        W, H = state.dictionary, state.activations
-        assert state.target is not None
-        return Separation(
-            speech=averaged_wiener_filter(observation.x, state.gamma, nmf_noise_variance(W, H)),
-            responsibilities=state.responsibilities,
-            mixing_weight=state.mixing_weight,
-            dictionary=W,
-            activations=H,
-            objective=state.objective[None],
-            z=state.z,
-            target=state.target,
-            chains=state.chains,
-            chains_disagree=None if state.chains is None else chains_disagree(state.chains),
-        )
-
-
-def latent_responsibilities(
-    prior: SpeechPrior,
-    z: Codes,
-    lips: Tensor | None,
-    log_variance: Float[Tensor, "component *batch frame freq"],
-    second_moment: Power,
-    mixing_weight: MixingWeight,
-) -> Responsibilities:
-    """r(alpha_n = k) = softmax_k(log pi_k + E_{r(s) r(z)} log p(s, z | k)). [Sadeghi2021] (39), (40); S25
-
-    `z` (draw, ..., frame, latent) are draws of r(z), `log_variance` what the decoders make of them. Gaussian
-    normalisers are included; decoders enter only where the components have their own.
-    """
-    log_joint = align_components(prior.latent_prior(lips), z.dim()).log_prob(z)
-    if len(log_variance) > 1:
-        log_joint = log_joint + expected_log_likelihood(log_variance, second_moment)
-    framewise = mixing_weight.dim() == second_moment.dim()
-    log_pi = mixing_weight.log() if framewise else mixing_weight.log()[..., None]
-    log_joint = torch.where(
-        log_pi > -torch.inf, log_joint.mean(1), 0
-    )  # held at 0: whatever it decodes
-    return torch.softmax(log_pi + log_joint, dim=0)
-
-
-def vem_objective(
-    V: Power,
-    W: Tensor,
-    H: Tensor,
-    responsibilities: Responsibilities,
-    mixing_weight: MixingWeight,
-    mask: FrameMask | None = None,
-) -> Float[Tensor, "*utterance"]:
-    """sum_fn -V / (W H) - log (W H) + sum_n sum_k r_k log pi_k: what the M-step raises. [Sadeghi2021] (41), S26
-
-    The terms in pi belong to the sum over n alone; the paper prints them under the sum over f, n.
-    """
-    pi = mixing_weight.clamp_min(
-        torch.finfo(mixing_weight.dtype).tiny
-    )  # may underflow before r does
-    prior_terms = torch.xlogy(responsibilities, pi[..., None]).sum(0)
-    return sum_of_frames(prior_terms, mask) - is_nmf_cost(V, W, H, mask)
+        return mean_field_separation(observation, state)

@@ -62,11 +62,13 @@ def auc(
         return math.nan, f"{int(truth.sum())} of {len(truth)} frames are true"
     if not np.isfinite(detector).all():
         return math.nan, "the detector holds NaN or infinite values"
-    from scipy.stats import rankdata
+    import torch
+    from torchmetrics.functional.classification import binary_auroc
 
-    positive = int(truth.sum())
-    wins = rankdata(detector)[truth].sum() - positive * (positive + 1) / 2  # Mann and Whitney's U
-    return float(wins / (positive * (len(truth) - positive))), ""
+    # ranks in place of values, which binary_auroc would take for logits outside of [0, 1]
+    order = np.unique(detector, return_inverse=True)[1] / len(detector)
+    area = binary_auroc(torch.from_numpy(order), torch.from_numpy(truth.astype(np.int64)))
+    return float(area), ""
 
 
 class _Missing(Exception):

@@ -15,8 +15,9 @@ from pyro_avse.inference.gibbs import ConditionedTarget, Gibbs, draw_component
 from pyro_avse.inference.hmc import HMC
 from pyro_avse.inference.independence import Independence
 from pyro_avse.inference.mala import MALA
+from pyro_avse.inference.mean_field import CollapsedMeanFieldTarget, MeanFieldTarget
 from pyro_avse.inference.pcn import PCN
-from pyro_avse.inference.target import CollapsedMeanFieldTarget, CollapsedTarget, MeanFieldTarget
+from pyro_avse.inference.target import CollapsedTarget
 from pyro_avse.typing import InputError, Kernel, Target
 
 pytestmark = pytest.mark.usefixtures("float64")

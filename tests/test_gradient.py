@@ -12,7 +12,8 @@ from pyro_avse.inference import run_chains
 from pyro_avse.inference.gradient import gradient_state, value_and_grad
 from pyro_avse.inference.hmc import HMC, leapfrog
 from pyro_avse.inference.mala import MALA
-from pyro_avse.inference.target import CollapsedTarget, MeanFieldTarget
+from pyro_avse.inference.mean_field import MeanFieldTarget
+from pyro_avse.inference.target import CollapsedTarget
 from pyro_avse.inference.ula import ULA
 from pyro_avse.models import MODELS
 from pyro_avse.typing import InputError, Kernel

@@ -15,13 +15,8 @@ from torch.distributions import Categorical, MixtureSameFamily, Normal
 from pyro_avse.distributions import ComplexNormal
 from pyro_avse.errors import Divergence
 from pyro_avse.inference.em import observe
-from pyro_avse.inference.importance import (
-    GaussianMixture,
-    Importance,
-    ImportanceSeparation,
-    guide_mixture,
-    importance_weights,
-)
+from pyro_avse.inference.importance import Importance, ImportanceSeparation
+from pyro_avse.inference.proposal import GaussianMixture, guide_mixture, importance_weights
 from pyro_avse.inference.target import CollapsedTarget
 from pyro_avse.inference.wiener import monte_carlo_wiener, wiener_posterior
 from pyro_avse.models.nmf_noise import NoiseModel

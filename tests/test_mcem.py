@@ -14,7 +14,8 @@ from torch import Tensor
 
 from pyro_avse.inference import MCEM, VEM, CollapsedVEM, Independence, RandomWalk
 from pyro_avse.inference.m_step import mcem_update_gain, mcem_update_H, mcem_update_W, monte_carlo_q
-from pyro_avse.inference.target import CollapsedMeanFieldTarget, CollapsedTarget
+from pyro_avse.inference.mean_field import CollapsedMeanFieldTarget
+from pyro_avse.inference.target import CollapsedTarget
 from pyro_avse.inference.wiener import monte_carlo_wiener, wiener_posterior
 from pyro_avse.models.nmf_noise import NoiseModel
 from pyro_avse.models.noisy_speech import noisy_speech

@@ -16,11 +16,8 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 
 from pyro_avse.distributions import ComplexNormal, update_mixing_weight
-from pyro_avse.inference.target import CollapsedTarget, MeanFieldTarget
-from pyro_avse.inference.vem import (
-    latent_responsibilities,
-    vem_objective,
-)
+from pyro_avse.inference.mean_field import MeanFieldTarget, latent_responsibilities, vem_objective
+from pyro_avse.inference.target import CollapsedTarget
 from pyro_avse.inference.wiener import average_speech_variance, wiener_posterior
 from pyro_avse.models import MINVAEv2
 from pyro_avse.models.nets import Decoder

@@ -12,8 +12,9 @@ from pyro.infer.mcmc.util import initialize_model
 from torch import Tensor
 from torch.distributions import Categorical, Exponential, Normal
 
+from pyro_avse.inference.mean_field import MeanFieldTarget
 from pyro_avse.inference.nmf import initial_factors, stationary_spectrum
-from pyro_avse.inference.target import CollapsedTarget, MeanFieldTarget
+from pyro_avse.inference.target import CollapsedTarget
 from pyro_avse.models import MODELS
 from pyro_avse.models.nmf_noise import VARIANCE_FLOOR, NoiseModel, nmf_noise, nmf_noise_variance
 from pyro_avse.models.noisy_speech import noisy_speech

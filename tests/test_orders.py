@@ -16,8 +16,9 @@ from pyro_avse.inference.adaptation import of_every_code
 from pyro_avse.inference.gradient import GradientState, gradient_state
 from pyro_avse.inference.hmc import HMC, energy
 from pyro_avse.inference.mala import MALA, langevin_proposal
+from pyro_avse.inference.mean_field import MeanFieldTarget
 from pyro_avse.inference.metropolis import accept_or_reject
-from pyro_avse.inference.target import CollapsedTarget, MeanFieldTarget
+from pyro_avse.inference.target import CollapsedTarget
 from pyro_avse.typing import Info, Kernel, Target
 
 pytestmark = pytest.mark.usefixtures("float64")

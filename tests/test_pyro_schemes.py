@@ -17,9 +17,10 @@ from torch.distributions import Normal
 
 from pyro_avse.errors import Divergence
 from pyro_avse.inference import MCEM, SCHEMES, run_chains
-from pyro_avse.inference.amortised_vem import AmortisedVEM, Encoders, draw_components
+from pyro_avse.inference.amortised_vem import AmortisedVEM
 from pyro_avse.inference.auto_normal import AutoNormal
 from pyro_avse.inference.em import observe
+from pyro_avse.inference.encoders import Encoders, draw_components
 from pyro_avse.inference.hmc import HMC
 from pyro_avse.inference.nuts import NUTS, held_programs
 from pyro_avse.inference.target import CollapsedTarget

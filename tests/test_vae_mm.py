@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import Exponential, MultivariateNormal
 
 from pyro_avse.inference import VEM, RandomWalk
-from pyro_avse.inference.vem import latent_responsibilities
+from pyro_avse.inference.mean_field import latent_responsibilities
 from pyro_avse.inference.wiener import average_speech_variance
 from pyro_avse.models import VAEMM
 from pyro_avse.models.nmf_noise import NoiseModel

@@ -14,7 +14,7 @@ from torch import Tensor
 from pyro_avse.distributions import ComplexNormal
 from pyro_avse.inference import VEM, RandomWalk
 from pyro_avse.inference.em import converged, observe
-from pyro_avse.inference.vem import latent_responsibilities
+from pyro_avse.inference.mean_field import latent_responsibilities
 from pyro_avse.models import AVAE, MINVAEv2
 from pyro_avse.models.nmf_noise import NoiseModel, nmf_noise_variance
 from pyro_avse.typing import Info, State, Target
