@@ -5,8 +5,8 @@
 A mutant is one file with one place changed: an operator for its opposite (+ and -, * and /, < and <=, == and !=, `and`
 and `or`, `is` and `is not`), a number for its neighbour, a minus or a `not` left out, a statement left out, two
 arguments exchanged. Docstrings, messages, annotations and what only refuses bad settings (`raise`, `check_...`) are
-left alone. A mutant is killed where a test fails, does not end in two minutes, or cannot even begin. Survivors are listed
-with their line; whether one is equivalent to what stood there, a person has to say.
+left alone. A mutant is killed where a test fails, does not end in two minutes, or cannot even begin. Survivors are
+listed with their line; whether one is equivalent to what stood there, a person has to say.
 """
 
 import argparse
@@ -31,17 +31,17 @@ ROOT = Path(__file__).resolve().parents[1]
 SECONDS = 120
 
 TESTS = {
-    "inference/em.py": "wiring em lips_mask batch",
-    "inference/vem.py": "wiring vem",
+    "inference/em.py": "em_loop wiring em lips_mask batch",
+    "inference/vem.py": "wiring em_loop vem",
     "inference/collapsed_vem.py": "wiring vem mean_field",
     "inference/mean_field.py": "wiring mean_field gradient vem noisy_speech",
-    "inference/mcem.py": "wiring mcem noise_model",
-    "inference/ldem.py": "wiring ldem",
-    "inference/peem.py": "wiring peem",
-    "inference/gpeem.py": "wiring peem",
-    "inference/importance.py": "wiring importance",
+    "inference/mcem.py": "wiring em_loop mcem noise_model",
+    "inference/ldem.py": "wiring em_loop ldem",
+    "inference/peem.py": "wiring em_loop peem",
+    "inference/gpeem.py": "wiring em_loop peem",
+    "inference/importance.py": "wiring em_loop importance",
     "inference/proposal.py": "wiring importance",
-    "inference/amortised_vem.py": "wiring pyro_schemes lips_mask",
+    "inference/amortised_vem.py": "wiring em_loop pyro_schemes lips_mask",
     "inference/encoders.py": "wiring pyro_schemes lips_mask",
     "inference/monte_carlo.py": "wiring chain_weights mcem lips_mask noise_model",
     "inference/m_step.py": "wiring noise_model mcem",

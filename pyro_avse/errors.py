@@ -6,12 +6,11 @@ from typing import Any
 
 
 def closest(name: str, known: Iterable[str]) -> str:
-    """What to say after an unknown name: the nearest of the known ones if one is near, and all."""
+    """What to say after an unknown name: all that are known, and the nearest if one is near."""
     known = list(known)
     near = difflib.get_close_matches(name, known, n=1)
-    return (f", did you mean {near[0]!r}? Known are " if near else ": known are ") + ", ".join(
-        known
-    )
+    meant = f"; did you mean {near[0]!r}?" if near else ""
+    return f": known are {', '.join(known)}{meant}"
 
 
 class InputError(ValueError):

@@ -164,7 +164,7 @@ REFUSED: dict[Callable[[Path], None], str] = {
     without_our_header: "without pyro_avse's header",
     with_a_header_that_is_no_json: "no JSON object",
     with_a_header_that_is_no_object: "no JSON object",
-    of_an_unknown_model: "holds a model 'future_vae', known are a_vae",
+    of_an_unknown_model: "holds a model 'future_vae': known are a_vae",
     of_another_models_tensors: "'audio_encoder.hidden.bias': weights of another model",
     of_unknown_options: "fits no min_vae_v2 of this version",
     without_options: "fits no min_vae_v2 of this version",

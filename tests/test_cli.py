@@ -138,7 +138,7 @@ REFUSED = {
     f"{ENHANCE} --reference IN/long.wav": "lasts 2.000 s, the recording 1.000 s",
     f"{ENHANCE} --reference IN/missing.wav": "missing.wav does not exist",
     # training
-    "train IN/typo.toml --data IN --out run": "'batchsize', did you mean 'batch_size'?",
+    "train IN/typo.toml --data IN --out run": "did you mean 'batch_size'?",
     "train IN/bad.toml --data IN --out run": "not TOML",
     "train default/nothing --data IN --out run": "no recipe 'default/nothing'",
     TRAIN: "cannot be read as sound",  # a folder of clips, and the first broken one

@@ -170,23 +170,23 @@ def test_the_noise_model_is_a_setting_of_every_scheme_that_has_one() -> None:
         built = build_scheme(name, {}, noise="paper")
         assert built.mcem.noise == NOISE_MODELS["paper"]  # type: ignore[attr-defined]
     with pytest.raises(
-        InputError, match="a noise model has no setting 'ranks', did you mean 'rank'"
+        InputError,
+        match=r"no setting 'ranks': known are rank, .*; did you mean 'rank'",
     ):
         build_scheme("vem", {"noise": {"ranks": 3}})
 
 
 def test_version_and_help(run: Run) -> None:
     assert run("--version") == (0, f"pyro-avse {pyro_avse.__version__}\n", "")
-    code, out, _ = run()
-    assert code == 0
-    assert "enhance" in out
+    assert "enhance" in run("--help")[1]
+    assert run() == (2, "", "pyro-avse: error: no command is given: see pyro-avse --help\n")
 
 
 def test_near_misses(monkeypatch: pytest.MonkeyPatch) -> None:
     """The nearest name and all names; a model that exists without bundled weights says so."""
     for call, said in (
-        (lambda: find_weights("min_vae2"), "did you mean 'min_vae_v2'? Known are a_vae"),
-        (lambda: find_scheme("mcme"), "unknown inference scheme 'mcme', did you mean 'mcem'?"),
+        (lambda: find_weights("min_vae2"), "known are a_vae"),
+        (lambda: find_scheme("mcme"), "did you mean 'mcem'?"),
         (lambda: find_kernel("gibs"), "did you mean 'gibbs'?"),
         (lambda: find_kernel("xyz"), "unknown kernel 'xyz': known are "),
         (lambda: find_scheme("vem", iteration=2), "did you mean 'iterations'?"),

@@ -180,7 +180,7 @@ def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["default/nothing", "no/such/file.toml", "x" * 300, "."])
 def test_a_missing_recipe_is_refused(name: str) -> None:
     """What is neither a file nor a bundled name is refused with the names there are."""
-    with pytest.raises(InputError, match=r"give a file or one of .*default/a_vae"):
+    with pytest.raises(InputError, match=r"which is no file either: known are .*default/a_vae"):
         load_recipe(name)
 
 

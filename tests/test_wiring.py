@@ -25,7 +25,6 @@ from pyro_avse.inference import (
     CollapsedVEM,
     Importance,
     RandomWalk,
-    em,
     run_chains,
 )
 from pyro_avse.inference.em import Observation, observe
@@ -48,7 +47,6 @@ SCHEMES: dict[str, Any] = {
         noise=PAPER, iterations=3, draws=3, final_draws=8, steps=0, exponent=0.7
     ),
 }
-every_scheme = pytest.mark.parametrize("name", sorted(SCHEMES))
 every_prior = pytest.mark.parametrize("prior_name", ["two_decoders", "min_vae_v2"])
 
 
@@ -346,85 +344,3 @@ def test_a_step_with_an_encoder_that_has_learned_enough(
     w = (r / 3)[:, None].expand(2, 3, 5)
     W, H, g = s19(seen.power, sigma.detach(), w.detach(), W, H, g)
     check(state, W, H, r, g)
-
-
-# --- the loop -------------------------------------------------------------------------------------------------------
-
-
-@every_scheme
-def test_all_steps_share_one_generator(
-    name: str, given: Callable[[str], tuple[Any, Observation]]
-) -> None:
-    """`scheme(...)` is its steps in a row, to the last bit; steps change nothing that they are given."""
-    prior, seen = given("two_decoders")
-    scheme, rng = SCHEMES[name], generator(2)
-    state = scheme.init(seen, rng=rng)
-    objective = []
-    for _ in range(3):
-        before = {k: v.clone() for k, v in vars(state).items() if isinstance(v, Tensor)}
-        moved = scheme.step(seen, state, rng=rng)
-        for key, value in before.items():
-            assert (
-                torch.equal(
-                    value,
-                    getattr(state, key),
-                )
-                or value.isnan().any()
-            ), key
-        state = moved
-        objective.append(state.objective)
-    out = scheme.finish(seen, state, rng=rng)
-    whole = scheme(prior, seen.x, seen.lips, seed=2)
-    for key in ("speech", "responsibilities", "dictionary", "activations", "mixing_weight", "z"):
-        assert torch.equal(getattr(out, key), getattr(whole, key)), key
-    assert torch.equal(torch.stack(objective), whole.objective)
-
-
-@pytest.mark.parametrize(
-    "name", ["vem", "collapsed_vem", "mcem", "ldem", "importance", "amortised_vem"]
-)
-def test_consecutive_e_steps_draw_other_numbers(
-    name: str, given: Callable[[str], tuple[Any, Observation]]
-) -> None:
-    """From one state with one generator: two steps differ; from the same point of the generator they do not."""
-    _, seen = given("two_decoders")
-    scheme, rng = SCHEMES[name], generator()
-    state = scheme.init(seen, rng=rng)
-    first, second = (scheme.step(seen, state, rng=rng) for _ in range(2))
-    assert not torch.equal(first.dictionary, second.dictionary)
-    same = [scheme.step(seen, state, rng=generator(9)) for _ in range(2)]
-    assert torch.equal(same[0].dictionary, same[1].dictionary)
-
-
-@pytest.mark.parametrize("name", ["vem", "collapsed_vem", "mcem", "ldem"])
-def test_every_e_step_has_its_counts(
-    name: str, given: Callable[[str], tuple[Any, Observation]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Warm-up and draws of the first, the others and the last; step sizes and places are handed on."""
-    prior, seen = given("two_decoders")
-    asked: list[tuple[int, int, int]] = []
-
-    def recorded(kernel: Any, target: Any, z: Tensor, **options: Any) -> Any:
-        asked.append((len(z), options["warmup"], options["draws"]))
-        return run_chains(kernel, target, z, **options)
-
-    monkeypatch.setattr(em, "run_chains", recorded)
-    SCHEMES[name](prior, seen.x, seen.lips)
-    expected = [(2, 6, 3)] * 3
-    if name in ("mcem", "ldem"):
-        expected = [(2, 10, 3), (2, 6, 3), (2, 6, 3), (2, 9, 8)]
-    assert asked == expected
-
-
-@every_scheme
-def test_held_weights_and_given_dictionaries_stay(
-    name: str, given: Callable[[str], tuple[Any, Observation]]
-) -> None:
-    """pi where it is held; W's zeros, which no multiplicative update fills."""
-    prior, seen = given("two_decoders")
-    scheme = replace(SCHEMES[name], mixing_weight=(0.25, 0.75))
-    W = torch.rand(4, 7) + 0.1
-    W[0, 2:] = 1e-12
-    out = scheme(prior, seen.x, seen.lips, dictionary=W)
-    torch.testing.assert_close(out.mixing_weight, torch.tensor([0.25, 0.75]))
-    assert out.dictionary[0, 2:].max() < 1e-6 < out.dictionary[1:].min()

@@ -36,8 +36,7 @@ def top(
         print(f"pyro-avse {__version__}")
         raise typer.Exit
     if context.invoked_subcommand is None:
-        print(context.get_help())
-        raise typer.Exit
+        raise InputError("no command is given: see pyro-avse --help")
 
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]

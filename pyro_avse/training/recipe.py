@@ -118,7 +118,7 @@ def _read(name: str | Path) -> tuple[JSON, str]:
         bundled = files("pyro_avse.training") / "recipes" / f"{name}.toml"
         if not os.path.isfile(str(bundled)):
             raise InputError(
-                f"no recipe {str(name)!r}{closest(str(name), recipes())}; or give a file"
+                f"no recipe {str(name)!r}, which is no file either{closest(str(name), recipes())}"
             )
         path = Path(str(bundled))
     try:

@@ -159,7 +159,6 @@ def find_weights(name: str | Path) -> Path:
                 f"default/{name}) and give the .safetensors file, or take one of {', '.join(bundled_weights())}"
             )
         raise InputError(
-            f"unknown model {str(name)!r}{closest(str(name), bundled_weights())}; or give the path of a "
-            ".safetensors file"
+            f"unknown model {str(name)!r}, which is no .safetensors file either{closest(str(name), bundled_weights())}"
         )
     return path
