@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -37,6 +37,18 @@ def draw_spectrogram(axis: Axes, waveform: Float[np.ndarray, "sample"], title: s
     )
     axis.set(ylabel="kHz")
     axis.set_title(title, fontsize=9)
+
+
+def shade_disagreement(
+    axis: Axes, times: Float[np.ndarray, "frame"], disagree: Bool[np.ndarray, "frame"] | None
+) -> None:
+    """Grey where chains sat in different modes: r(alpha_n) there is where they began, and no posterior."""
+    if disagree is not None and disagree.any():
+        low, high = axis.get_ylim()
+        width = float(times[1] - times[0]) if len(times) > 1 else 1.0
+        centres, height = times[disagree], high - low
+        axis.bar(centres, height, width, low, color="#e4e4e4", label="chains disagree")
+        axis.set_ylim(low, high)
 
 
 def save_figure(figure: Figure, path: Path) -> None:

@@ -24,10 +24,31 @@ from pyro_avse.stft import STFT
 from pyro_avse.sweep.evaluation import evaluate
 from pyro_avse.weights.checkpoint import save_prior
 
-LONG = (
-    "bad_lips batch calibration capabilities cli cli_data cli_inference cluster comparison diagnostics evaluation examples "
-    "lips_carry_speech ntcd pipeline protocol real_clip reference_posteriors report resume synth training_options watch"
-).split()
+LONG = [
+    "bad_lips",
+    "batch",
+    "calibration",
+    "capabilities",
+    "cli",
+    "cli_data",
+    "cli_inference",
+    "cluster",
+    "comparison",
+    "diagnostics",
+    "evaluation",
+    "examples",
+    "lips_carry_speech",
+    "ntcd",
+    "pipeline",
+    "protocol",
+    "real_clip",
+    "reference_posteriors",
+    "report",
+    "resume",
+    "synth",
+    "training_options",
+    "watch",
+]
 """Files of tests whose every test is `long`: they train, start processes or sample for seconds."""
 torch.set_num_threads(1)  # these networks are small: more threads cost more than they bring
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"

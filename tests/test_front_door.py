@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+from matplotlib.figure import Figure
 
 import pyro_avse
 from pyro_avse import enhance_file
@@ -19,6 +20,7 @@ from pyro_avse.enhancement.find import build_scheme, find_kernel, find_scheme
 from pyro_avse.inference import LDEM
 from pyro_avse.models import MODELS
 from pyro_avse.models.nmf_noise import NOISE_MODELS, NoiseModel
+from pyro_avse.plots import shade_disagreement
 from pyro_avse.stft import STFT
 from pyro_avse.typing import InputError
 from pyro_avse.weights.checkpoint import find_weights
@@ -53,6 +55,21 @@ def noisy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def read(path: Path) -> np.ndarray:
     return soundfile.read(path, dtype="float32")[0]
+
+
+def test_frames_whose_chains_disagree_are_grey() -> None:
+    """Where they do and nowhere else; the axis keeps its limits."""
+    axis = Figure().subplots()
+    axis.set_ylim(0, 1)
+    times, apart = np.arange(10.0), np.arange(10) == 4
+    shade_disagreement(axis, times, apart)
+    (grey,) = axis.patches
+    assert (grey.get_x(), grey.get_width()) == (3.5, 1)
+    assert (grey.get_y(), grey.get_height()) == (0, 1)
+    assert axis.get_ylim() == (0, 1)
+    for nothing in (None, np.zeros(10, bool)):
+        shade_disagreement(axis, times, nothing)
+    assert len(axis.patches) == 1
 
 
 def test_the_package_says_what_it_has() -> None:

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from pyro_avse.defaults import SAMPLE_RATE
 from pyro_avse.enhancement.enhancer import Enhanced
-from pyro_avse.plots import BLUE, GREY, ORANGE, draw_spectrogram, save_figure
+from pyro_avse.plots import BLUE, GREY, ORANGE, draw_spectrogram, save_figure, shade_disagreement
 
 
 def demo_figure(
@@ -26,10 +26,14 @@ def demo_figure(
     for name, result in results.items():
         if len(result.responsibilities) > 1:
             label = f"{name}: mean {result.responsibilities[0].mean():.2f}"
+            axes[count].set_ylim(-0.05, 1.05)
+            shade_disagreement(axes[count], result.frame_times, result.chains_disagree)
             axes[count].plot(result.frame_times, result.responsibilities[0], BLUE, label=label)
     seconds = len(next(iter(waveforms.values()))) / SAMPLE_RATE
     axes[count].set(xlim=(0, seconds), ylim=(-0.05, 1.05), xlabel="time (s)", ylabel="r(audio)")
-    axes[count].set_title("responsibility of the audio component along time", fontsize=9)
+    axes[count].set_title(
+        "r(audio) along time; grey: its chains disagree, and it says where they began", fontsize=9
+    )
     axes[count].legend(fontsize=8)
     for (name, result), colour in zip(results.items(), (GREY, ORANGE, BLUE), strict=False):
         coefficients = result.separation.speech.numel()

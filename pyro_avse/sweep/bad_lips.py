@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from matplotlib.figure import Figure
 
+from pyro_avse.plots import shade_disagreement
 from pyro_avse.sweep.evaluation import find_enhancer
 from pyro_avse.sweep.mixtures import rebuild
 from pyro_avse.sweep.protocol import find_run
@@ -73,11 +74,12 @@ def draw_responsibilities(frame: "pd.DataFrame", protocol: JSON) -> Figure:
         enhancer = find_enhancer(find_run(protocol, row["model"], row["inference"]))
         result = enhancer.separate(enhancer.prepare(made.noisy, made.lips), seed=int(row["seed"]))
         times, truth = result.frame_times, made.bad_on_grid(result.frame_times)
-        shade = {"where": truth, "step": "mid", "color": "#dddddd", "label": "lips are bad"}
+        panel.set(ylim=(-0.05, 1.05), ylabel="r(audio)")
+        shade_disagreement(panel, times, result.chains_disagree)
+        shade = {"where": truth, "step": "mid", "color": "#eeccaa", "label": "lips are bad"}
         panel.fill_between(times, 0, 1, **shade)
         panel.plot(times, result.responsibilities[0], color="#3366aa", label="r(audio)")
         title = f"{row['model']}, {row['inference']}: AUC {row['auc']:.2f}"
-        panel.set(ylim=(-0.05, 1.05), ylabel="r(audio)")
         panel.set_title(title, fontsize=9)
     panels[0].legend(fontsize=8, loc="upper right")
     panels[-1].set_xlabel("time (s)")
