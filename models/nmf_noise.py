@@ -56,7 +56,7 @@ class NoiseModel:
     """
 
     rank: int = 8
-    smoothness: float = 300.0
+    smoothness: float = 10.0
     gain: Literal["recording", "frame", "none"] = "recording"
     response: int = 4
     stationary: bool = True
