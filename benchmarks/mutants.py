@@ -17,6 +17,7 @@ import importlib.machinery
 import importlib.util
 import os
 import random
+import resource
 import signal
 import sys
 import time
@@ -28,7 +29,7 @@ from types import ModuleType
 
 os.environ["OMP_NUM_THREADS"] = "1"
 ROOT = Path(__file__).resolve().parents[1]
-SECONDS = 120
+SECONDS, MEMORY = 120, 8 * 2**30
 
 TESTS = {
     "inference/em.py": "em_loop wiring em lips_mask batch",
@@ -258,7 +259,12 @@ def is_killed(mutant: Mutant) -> bool:
     """Whether one of its tests fails, in a process of its own."""
     child = os.fork()
     if child == 0:
-        os._exit(try_tests(mutant))
+        code = 1
+        try:
+            resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+            code = try_tests(mutant)
+        finally:  # whatever happens: a child that lives on would go through the list, and have children of its own
+            os._exit(code)
     end = time.monotonic() + SECONDS
     while time.monotonic() < end:
         done, status = os.waitpid(child, os.WNOHANG)

@@ -5,7 +5,7 @@ A score that cannot be had is NaN and has a reason; it is never 0 and never left
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -79,8 +79,9 @@ def score(
     estimate: Float[np.ndarray, "sample"],
     reference: Float[np.ndarray, "sample"],
     sample_rate: int = 16000,
+    only: Collection[str] | None = None,
 ) -> Scores:
-    """All scores of one estimate (sample,) against the clean reference (sample,).
+    """All scores of one estimate (sample,) against the clean reference (sample,), or `only` those of `NAMES`.
 
     Missing, with a reason: every score of a silent or non-finite signal; SDR under 512 samples;
     PESQ at other rates than 16 kHz (narrow-band: or 8 kHz), under 0.25 s, over 20 s, or where it
@@ -105,6 +106,8 @@ def score(
     }
     for name, metric in metrics.items():
         try:
+            if only is not None and name not in only:
+                raise _Missing("it was not asked for")
             _refuse_unusable("estimate", estimate)
             _refuse_unusable("reference", reference)
             values[name] = metric()

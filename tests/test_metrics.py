@@ -173,6 +173,17 @@ def test_auc_is_the_share_of_pairs_in_order() -> None:
         assert reason in why
 
 
+def test_some_scores_can_be_left_out() -> None:
+    """What is not asked for is missing with that reason, and the others are what they were."""
+    reference = bursts(2.0)
+    estimate = reference + orthogonal_noise(reference, 5.0)
+    some, every = score(estimate, reference, only=("si_sdr", "stoi")), score(estimate, reference)
+    assert (some.si_sdr, some.stoi) == (every.si_sdr, every.stoi)
+    assert math.isnan(some.sdr)
+    assert set(some.reasons) == {"sdr", "pesq_wb", "pesq_nb", "estoi"}
+    assert set(some.reasons.values()) == {"it was not asked for"}
+
+
 def test_as_dict_is_json() -> None:
     scores = Scores(1.5, math.nan, 2.0, 3.0, 0.5, 0.4, {"sdr": "too short"})
     assert json.loads(json.dumps(scores.as_dict(), allow_nan=False)) == {
