@@ -96,6 +96,10 @@ def main() -> None:
     print(f"{len(drawn)} of {len(every)} mutants, seed {args.seed}", flush=True)
     preload()
     start = time.perf_counter()
+    for file in args.only:
+        source = (ROOT / file).read_text(encoding="utf-8")
+        if is_killed(Mutant(file, 0, "nothing", source)):
+            raise SystemExit(f"{file}: its tests fail as it stands")
     with ThreadPoolExecutor(args.jobs) as pool:
         killed = []
         for mutant, dead in zip(drawn, pool.map(is_killed, drawn), strict=True):
@@ -224,11 +228,8 @@ def apply(kind: str, node: ast.AST) -> None:
 
 def preload() -> None:
     """What every test needs and no mutant changes, once: children of this process begin with it."""
-    import arviz  # noqa: F401
-    import hypothesis  # noqa: F401
     import pandas  # noqa: F401
     import pyro  # noqa: F401
-    import pytest  # noqa: F401
     import scipy.optimize
     import scipy.stats  # noqa: F401
     import torch
