@@ -9,7 +9,7 @@ Langevin's moves are stable; without the limit on the drift such chains fly apar
 
 The schedule is short: chains go on from one iteration to the next, so that four steps do for thirty, provided that the
 first E-step is long enough for them to arrive. Of a mixture's chains each starts at another encoder's code
-(`starting_codes`): of MIN-VAE's two, one at the lips' and one at the sound's. They seldom meet. So their draws count by
+(`starting_codes`): of a MIN-VAE's four, two at the lips' and two at the sound's. They seldom meet. So their draws count by
 their evidence (`chain_weights`), tempered.
 
 Frames are independent there, though speech is smooth. With `total_variation` lambda > 0 the codes of an utterance are
@@ -56,13 +56,13 @@ class LDEM(MCEM):
 
     name: ClassVar[str] = "ldem"
     kernel: Kernel = field(default_factory=lambda: ULA(longest_drift=1.0))
-    iterations: int = 10
+    iterations: int = 6
     warmup: int = 2
     draws: int = 2
-    first_warmup: int | None = 20
-    final_warmup: int = 10
-    final_draws: int = 10
-    chains: int = 2
+    first_warmup: int | None = 10
+    final_warmup: int = 8
+    final_draws: int = 8
+    chains: int = 4
     temperature: float = 20.0
     exponent: float = 1.0
     total_variation: float = 0.0

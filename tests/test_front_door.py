@@ -231,6 +231,6 @@ def test_printing_is_five_lines(name: str, tiny_prior: Callable[..., Any]) -> No
         assert max(map(len, lines)) < 80
     assert "1.00 s at 16000 Hz" in repr(result)
     assert "chains disagree in" in repr(result)
-    assert "2 chains of 10 draws" in repr(result.separation)
+    assert "4 chains of 8 draws" in repr(result.separation)
     batch = enhancer.batch([enhancer.prepare(mixture, mouths, 25.0)] * 2)
     assert len(repr(batch[0].separation).splitlines()) == 5

@@ -16,7 +16,7 @@ power there (`HeardThrough`). `level` is the speech band's (`pyro_avse.data.medi
 Some recordings of clean speech do have power below the cutoff, and who compares with them wants it back. How much of
 `low` is speech's is a small question with a small model. In dB, of a whole recording,
 
-    s = low power of speech   ~ N(speech's power - 20, 5^2)      what clean recordings have
+    s = low power of speech   ~ N(speech's power - 14, 5^2)      what clean recordings have
     n = low power of noise    ~ N(noise's just above + 6, 15^2)  as noise goes on downwards, or rumbles, or hums
     10^(s/10) + 10^(n/10) = the power that is there
 
@@ -37,8 +37,8 @@ CUTOFF = 60.0
 """Hz."""
 ORDER = 4
 """Of the Butterworth high-pass, which runs forwards and backwards: no phase, twice the order."""
-SPEECH_BELOW, SPEECH_SPREAD = -20.0, 5.0
-"""dB: speech's power below the cutoff against all of it. GRID has -13 to -18, LibriSpeech -24, spoken commands -38."""
+SPEECH_BELOW, SPEECH_SPREAD = -14.0, 5.0
+"""dB: speech's power below the cutoff against all of it. GRID has -7 to -20, LibriSpeech -24, spoken commands -38."""
 NOISE_BELOW, NOISE_SPREAD = 6.0, 15.0
 """dB: noise's power below the cutoff against what it would have there with the density of 70 to 200 Hz."""
 FRAME_SPREADS = 4.0, 5.0
