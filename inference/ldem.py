@@ -9,8 +9,8 @@ Langevin's moves are stable; without the limit on the drift such chains fly apar
 
 The schedule is short: chains go on from one iteration to the next, so that four steps do for thirty, provided that the
 first E-step is long enough for them to arrive. Of a mixture's chains each starts at another encoder's code
-(`starting_codes`): of a MIN-VAE's four, two at the lips' and two at the sound's. They seldom meet. So their draws count by
-their evidence (`chain_weights`), tempered.
+(`starting_codes`): of a MIN-VAE's four, two at the lips' and two at the sound's. They seldom meet. So their draws count
+by their evidence (`chain_weights`), tempered.
 
 Frames are independent there, though speech is smooth. With `total_variation` lambda > 0 the codes of an utterance are
 one event with the log density

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_avse.inference.monte_carlo import GAP, chain_weights, chains_disagree
+from pyro_avse.inference.monte_carlo import FEWEST, GAP, chain_weights, chains_disagree
 
 pytestmark = pytest.mark.usefixtures("float64")
 LATENT, FRAMES = 32, 400
@@ -78,6 +78,14 @@ def test_few_draws_have_no_entropy_and_a_still_chain_a_finite_weight() -> None:
     assert still.isfinite().all()
 
 
+def test_the_entropy_counts_from_five_draws_on() -> None:
+    """At exactly `FEWEST` the broad mode is lifted, with one fewer it is not."""
+    log_density, z, _ = two_modes(FEWEST, (0.7, 1.0), 0.5)
+    lifted = chain_weights(log_density, z, 1.0)[1].mean()
+    plain = chain_weights(log_density[:, 1:], z[:, 1:], 1.0)[1].mean()
+    assert lifted > 0.3 > 0.05 > plain
+
+
 def chains(level: Tensor, draws: Tensor) -> Any:
     return SimpleNamespace(log_density=level[:, None].expand(-1, draws.shape[1], -1), draws=draws)
 
@@ -87,5 +95,6 @@ def test_chains_disagree_where_their_mean_log_densities_are_far_apart() -> None:
     draws = torch.randn(3, 4, 3, 2)
     assert chains_disagree(chains(level, draws)).tolist() == [False, True, True]
     assert chains_disagree(chains(level[:1], draws[:1])) is None
+    assert chains_disagree(chains(level[:2], draws[:2])).tolist() == [False, True, True]
     whole = SimpleNamespace(log_density=torch.zeros(3, 4), draws=draws)  # one for all frames
     assert chains_disagree(whole) is None

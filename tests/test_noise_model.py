@@ -24,7 +24,12 @@ from pyro_avse.inference.m_step import (
     mcem_update_W,
     monte_carlo_q,
 )
-from pyro_avse.inference.nmf import initial_factors, smooth_activations, stationary_spectrum
+from pyro_avse.inference.nmf import (
+    initial_factors,
+    mixture_level,
+    smooth_activations,
+    stationary_spectrum,
+)
 from pyro_avse.models.nmf_noise import (
     GAIN_SPREAD,
     NOISE_MODELS,
@@ -319,6 +324,26 @@ def test_the_levels_step_is_the_papers_without_prior_or_response(
     assert none is None
 
 
+def test_the_level_comes_to_the_minimum_of_its_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By many of Newton's steps: the gradient of sum up e^-d + down e^d + (a + delta)^2 / (2 s^2) in delta is zero."""
+    monkeypatch.setattr("pyro_avse.inference.m_step.NEWTON", 80)
+    p = Problem(4)
+    gain, a = mcem_update_level(
+        p.power, p.heard(p.response), p.weights, p.W, p.H, p.gain, p.response
+    )
+    old = torch.cat([p.gain[:1].log(), p.response])
+    new = torch.cat([gain[:1].log(), a])
+    speech = p.gain[:, None] * p.heard(p.response)
+    share = p.weights[..., None] * speech / (speech + p.H @ p.W)
+    down = share.sum((0, 1, 2))
+    up = (p.power * share / (speech + p.H @ p.W)).sum((0, 1, 2))
+    d = (new - old) @ response_basis(2, 9, old)
+    spread = torch.tensor([GAIN_SPREAD, RESPONSE_SPREAD, RESPONSE_SPREAD])
+    slope = response_basis(2, 9, old) @ (down * d.exp() - up * (-d).exp()) + new / spread**2
+    assert slope.abs().max() < 1e-6 * float(up.sum())
+    assert (new - old).abs().max() > 0.1
+
+
 def test_gain_and_response_are_found() -> None:
     """Of 500 frames, whose own scatter allows some hundredths, where the prior is wide beside what they say."""
     rng = torch.Generator().manual_seed(3)
@@ -370,6 +395,15 @@ def test_noise_starts_as_what_is_always_there() -> None:
     torch.testing.assert_close((H @ W).mean(0), found, rtol=0.1, atol=0)
     assert torch.equal(H, H[:1].expand_as(H))  # a smooth model starts the same in every frame
     torch.testing.assert_close(W.sum(-1), torch.ones(400))
+
+
+def test_the_mixtures_level_leaves_padding_out() -> None:
+    """Of two utterances of unequal length: the mean power of a coefficient of sound."""
+    power = torch.rand(2, 6, 5)
+    mask = torch.arange(6) < torch.tensor([6, 4])[:, None]
+    expected = torch.stack([power[0].mean(), power[1, :4].mean()])
+    torch.testing.assert_close(mixture_level(power, mask), expected)
+    torch.testing.assert_close(mixture_level(power), power.mean((1, 2)))
 
 
 def test_the_papers_noise_starts_as_loud_as_the_mixture() -> None:

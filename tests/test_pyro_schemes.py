@@ -264,6 +264,26 @@ def test_what_adam_lowers_is_minus_the_bound(name: str, small_prior: SmallPrior)
     assert z(2 * noise) > 4.5
 
 
+def test_every_utterance_has_encoders_of_its_own(small_prior: SmallPrior) -> None:
+    """q of two utterances is that of each alone, and what one learns the other does not."""
+    prior, power, lips = (
+        small_prior("min_vae_v2"),
+        torch.rand(2, 5, 7),
+        torch.rand(2, 5, 67, 67),
+    )
+    both = Encoders(prior, power, lips, 1e-2)
+    assert len(both.copies) == 2
+    q = both()
+    for u in range(2):
+        alone = Encoders(prior, power[u], lips[u], 1e-2)()
+        torch.testing.assert_close(q.mean[:, u], alone.mean)
+        torch.testing.assert_close(q.stddev[:, u], alone.stddev)
+    both.step(both().mean[:, 0].sum())
+    moved = both().mean
+    assert not torch.allclose(moved[:, 0], q.mean[:, 0])
+    torch.testing.assert_close(moved[:, 1], q.mean[:, 1])
+
+
 @pytest.mark.parametrize("name", ["a_vae", "av_vae", "min_vae_v2", "two_decoders", "vae_mm"])
 def test_fine_tuning_raises_the_bound(name: str, small_prior: SmallPrior) -> None:
     """(17): with the encoders learning, F rises, ends above that of the encoders as trained, and below log p(x)."""

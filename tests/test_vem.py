@@ -87,6 +87,11 @@ def test_tolerance_stops_early_and_none_does_not(small_prior: SmallPrior) -> Non
     rising = [torch.tensor([float(i), 0.0]) for i in range(20)]  # one utterance gains 10 a window
     x = torch.ones(2, 5, 7, dtype=torch.complex128)
     whole = observe(prior, x)
+    jumped = [
+        torch.full((2,), -1e6)
+    ] * 10 + rising  # what was before the last two windows is forgotten
+    assert converged(jumped, 0.3, whole)
+    assert not converged(jumped[:20], 0.3, whole)
     assert not converged(rising, 0.25, whole)  # 10 / 35 coefficients
     assert converged(rising, 0.3, whole)
     mask = torch.tensor([[True] * 2 + [False] * 3, [True] * 5])
