@@ -11,7 +11,7 @@ from torch import Tensor
 from pyro_avse.inference import SCHEMES as KINDS
 from pyro_avse.inference import em, run_chains
 from pyro_avse.inference.em import Observation, observe
-from pyro_avse.models.nmf_noise import NoiseModel
+from pyro_avse.models.nmf_noise import NoiseModel, log_prior
 
 pytestmark = pytest.mark.usefixtures("float64")
 COUNTS = {"warmup": 6, "draws": 3, "chains": 2}
@@ -116,6 +116,37 @@ def test_every_e_step_has_its_counts(
     if name in ("mcem", "ldem"):
         expected = [(2, 10, 3), (2, 6, 3), (2, 6, 3), (2, 9, 8)]
     assert asked == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [
+        ("vem", "vem"),
+        ("collapsed_vem", "vem"),
+        ("mcem", "mcem"),
+        ("ldem", "mcem"),
+        ("peem", "peem"),
+    ],
+)
+def test_the_objective_counts_the_prior_of_the_noise(
+    name: str,
+    module: str,
+    given: Callable[[str], tuple[Any, Observation]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is higher by 1000 where `log_prior` of the new H is."""
+    _, seen = given("two_decoders")
+    scheme = replace(SCHEMES[name], noise=NoiseModel(4, smoothness=2.0))
+    start = scheme.init(seen, rng=generator())
+    plain = scheme.step(seen, start, rng=generator(3))
+
+    def higher(noise: NoiseModel, H: Tensor, *rest: Any, **more: Any) -> Tensor:
+        assert torch.equal(H, plain.activations)
+        return log_prior(noise, H, *rest, **more) + 1000
+
+    monkeypatch.setattr(f"pyro_avse.inference.{module}.log_prior", higher)
+    lifted = scheme.step(seen, start, rng=generator(3))
+    torch.testing.assert_close(lifted.objective, plain.objective + 1000)
 
 
 @every_scheme

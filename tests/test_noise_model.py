@@ -365,8 +365,13 @@ def test_gain_and_response_are_found() -> None:
     assert RESPONSE_SPREAD > 0.1
 
 
-def test_padding_has_no_say_in_gain_or_response() -> None:
+def test_padding_has_no_say_in_the_dictionary_gain_or_response() -> None:
     p = Problem(1, 2)
+    loud = torch.where(p.mask[..., None], p.power, 1e6)
+    quiet, padded = (
+        mcem_update_W(x, p.sigma, p.weights, p.W, p.H, p.gain, mask=p.mask) for x in (p.power, loud)
+    )
+    torch.testing.assert_close(quiet, padded)
     given = p.sigma, p.weights, p.W, p.H, p.gain, p.response
     gain, a = mcem_update_level(p.power, *given, mask=p.mask)
     loud = torch.where(p.mask[..., None], p.power, 1e6)
