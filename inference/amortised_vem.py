@@ -52,7 +52,7 @@ class AmortisedVEM(EM):
     """Settings. `objective` is F after every E-step.
 
     Attributes:
-        iterations: a quarter of the others': with more, the noise model takes speech ("Time to quality" in RESULTS.md).
+        iterations: with more, the noise model takes speech ("Time to quality" in docs/RESULTS.md).
         steps: of Adam, on the encoders, in each; 0 leaves them as they were trained.
         learning_rate: of Adam.
         draws, final_draws: of q, for r and the M-step, and in the end for speech.

@@ -72,7 +72,7 @@ class Importance(EM):
     `objective` is the estimated log p(x) under the W, H, g and pi that each E-step met.
 
     Attributes:
-        iterations: a quarter of the others': with more, the noise model takes speech ("Time to quality" in RESULTS.md).
+        iterations: as of `MCEM`.
         noise, mixing_weight, exponent: as in `MCEM`.
         draws, final_draws: R in each E-step, and in the last, from which speech is estimated.
         widening: c, by which the proposal's standard deviations exceed the encoder's.
@@ -84,7 +84,7 @@ class Importance(EM):
 
     name: ClassVar[str] = "importance"
     cure: ClassVar[str] = "take a smaller widening"
-    iterations: int = 25
+    iterations: int = 6
     draws: int = 50
     final_draws: int = 200
     noise: NoiseModel = field(default_factory=NoiseModel)

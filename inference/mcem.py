@@ -68,7 +68,7 @@ class MCEM(EM):
 
     Attributes:
         kernel: what moves z.
-        iterations: EM iterations.
+        iterations: EM iterations; with more, the noise model takes speech ("Time to quality" in docs/RESULTS.md).
         warmup, draws: steps thrown away and kept in each E-step, for each chain.
         first_warmup: of the first E-step, in which chains come from afar; None: as in the others. With few steps an
             iteration it decides: what the chains cannot explain yet, the noise model takes for good.
@@ -82,7 +82,7 @@ class MCEM(EM):
 
     name: ClassVar[str] = "mcem"
     kernel: Kernel = field(default_factory=RandomWalk)
-    iterations: int = 100
+    iterations: int = 12
     warmup: int = 30
     draws: int = 10
     first_warmup: int | None = None

@@ -51,7 +51,7 @@ class PEEM(EM):
     """Settings of point-estimate EM. `objective` is log p(x, z, W, H, g) after each M-step; `z` is the mode.
 
     Attributes:
-        iterations: EM iterations.
+        iterations: EM iterations; as of `MCEM`.
         steps: of Adam in each E-step.
         learning_rate: of Adam, about the distance that a code moves in a step.
         noise, mixing_weight, exponent: as in `MCEM`.
@@ -59,7 +59,7 @@ class PEEM(EM):
 
     name: ClassVar[str] = "peem"
     cure: ClassVar[str] = "take a smaller learning_rate"
-    iterations: int = 100
+    iterations: int = 12
     steps: int = 10
     learning_rate: float = 0.05
     noise: NoiseModel = field(default_factory=NoiseModel)
