@@ -98,7 +98,8 @@ def main() -> None:
     times = rows[rows["seconds"] > 0].groupby("system")["seconds"].mean()
     print("\nseconds a second of sound:", {k: round(v, 3) for k, v in times.items()})
     print(f"{len(cases)} cases in {time.perf_counter() - start:.0f} s, {args.jobs} at a time")
-    picture(rows, args.out / "robustness.png")
+    if "recording" in set(rows["system"]):
+        picture(rows, args.out / "robustness.png")
     if "sweep" in set(rows["kind"]):
         sweep_picture(rows, args.out / "sweep.png")
 
