@@ -47,7 +47,7 @@ TESTS = {
     "inference/monte_carlo.py": "wiring chain_weights mcem lips_mask noise_model schemes",
     "inference/m_step.py": "wiring noise_model mcem",
     "inference/nmf.py": "wiring nmf noise_model noisy_speech",
-    "inference/target.py": "wiring gradient noisy_speech capabilities mean_field schemes",
+    "inference/target.py": "wiring em_loop gradient noisy_speech capabilities mean_field schemes",
     "models/mixture.py": "mixture models min_vae svi_step",
 }
 """The files that are mutated, and the tests that are theirs, fastest first."""

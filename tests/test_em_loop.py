@@ -11,6 +11,9 @@ from torch import Tensor
 from pyro_avse.inference import SCHEMES as KINDS
 from pyro_avse.inference import em, run_chains
 from pyro_avse.inference.em import Observation, observe
+from pyro_avse.inference.independence import Independence
+from pyro_avse.inference.target import CollapsedTarget
+from pyro_avse.models.heard import HeardThrough
 from pyro_avse.models.nmf_noise import NoiseModel, log_prior
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -147,6 +150,44 @@ def test_the_objective_counts_the_prior_of_the_noise(
     monkeypatch.setattr(f"pyro_avse.inference.{module}.log_prior", higher)
     lifted = scheme.step(seen, start, rng=generator(3))
     torch.testing.assert_close(lifted.objective, plain.objective + 1000)
+
+
+@pytest.mark.parametrize("name", ["vem", "collapsed_vem", "mcem", "ldem"])
+def test_a_kernel_that_proposes_from_the_guide_has_one(
+    name: str, given: Callable[[str], tuple[Any, Observation]]
+) -> None:
+    """`independence` would refuse a target without a proposal."""
+    prior, seen = given("two_decoders")
+    out = replace(SCHEMES[name], kernel=Independence())(prior, seen.x, seen.lips)
+    assert out.chains.acceptance_rate.max() > 0
+
+
+def test_frames_without_a_picture_are_encoded_by_their_sound(
+    given: Callable[[str], tuple[Any, Observation]],
+) -> None:
+    """All components of q are component 0's there, mean and scale, and their own elsewhere."""
+    prior, seen = given("min_vae_v2")
+    mask = torch.arange(5) < 3
+    q = em.encode(replace(seen, lips_mask=mask), seen.power)
+    plain = prior.encode(seen.power, seen.lips)
+    for found, own in ((q.mean, plain.mean), (q.stddev, plain.stddev)):
+        torch.testing.assert_close(found[:, :3], own[:, :3])
+        torch.testing.assert_close(found[:, 3:], own[:1, 3:].expand(2, 2, 2))
+
+
+def test_a_microphones_response_is_a_prior_heard_through_it(
+    given: Callable[[str], tuple[Any, Observation]],
+) -> None:
+    """`CollapsedTarget.log_response` c is the prior whose log-variance has c added, value and slope."""
+    prior, seen = given("two_decoders")
+    c, z = torch.linspace(-2, 1, 7), torch.randn(3, 5, 2)
+    noise, pi = torch.rand(5, 7) + 0.1, torch.tensor([0.4, 0.6])
+    with_response = CollapsedTarget(prior, None, seen.power, noise, pi, log_response=c)
+    through = CollapsedTarget(HeardThrough(prior, c), None, seen.power, noise, pi)
+    for one, other in zip(with_response.value_and_grad(z), through.value_and_grad(z), strict=True):
+        torch.testing.assert_close(one, other)
+    flat = CollapsedTarget(prior, None, seen.power, noise, pi)
+    assert not torch.allclose(with_response.log_density(z), flat.log_density(z))
 
 
 @every_scheme
