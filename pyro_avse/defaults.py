@@ -1,5 +1,5 @@
-"""What `enhance` uses unless told otherwise; the tables that set them: docs/RESULTS.md, "Default", "Schemes", "Unseen
-speakers".
+"""What `enhance` uses unless told otherwise; the tables that set them: docs/RESULTS.md, "Default", "Robustness",
+"Time to quality".
 """
 
 DEFAULT_MODEL = "min_vae_v2"
