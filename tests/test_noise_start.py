@@ -37,6 +37,9 @@ def test_the_mixtures_level_leaves_padding_out() -> None:
     expected = torch.stack([power[0].mean(), power[1, :4].mean()])
     torch.testing.assert_close(mixture_level(power, mask), expected)
     torch.testing.assert_close(mixture_level(power), power.mean((1, 2)))
+    several = mixture_level(power[None].expand(3, 2, 6, 5), mask.expand(3, 2, 6))
+    torch.testing.assert_close(several, expected.expand(3, 2))
+    torch.testing.assert_close(mixture_level(power[1], mask[1]), expected[1])
 
 
 def test_the_papers_noise_starts_as_loud_as_the_mixture() -> None:
