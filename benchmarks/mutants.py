@@ -34,7 +34,7 @@ SECONDS, MEMORY = 300, 8 * 2**30
 TESTS = {
     "inference/em.py": "em_loop wiring em lips_mask vem batch models schemes",
     "inference/vem.py": "wiring em_loop vem schemes",
-    "inference/collapsed_vem.py": "wiring vem mean_field schemes",
+    "inference/collapsed_vem.py": "wiring em_loop vem mean_field schemes",
     "inference/mean_field.py": "wiring mean_field gradient vem noisy_speech schemes",
     "inference/mcem.py": "wiring em_loop mcem noise_model schemes",
     "inference/ldem.py": "wiring em_loop ldem schemes",
