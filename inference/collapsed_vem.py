@@ -17,7 +17,7 @@ from typing import ClassVar
 
 import torch
 
-from pyro_avse.inference.em import Observation, encode, frame_weight
+from pyro_avse.inference.em import Observation, encode, frame_weight, move_chains
 from pyro_avse.inference.independence import guide_proposal
 from pyro_avse.inference.mean_field import CollapsedMeanFieldTarget, VEMState
 from pyro_avse.inference.vem import VEM
@@ -37,9 +37,9 @@ class CollapsedVEM(VEM):
         proposal = guide_proposal(state.kernel, lambda: encode(observation, second_moment), r)
         pi = frame_weight(observation, state.mixing_weight)
         target = CollapsedMeanFieldTarget(prior, v, second_moment, pi, proposal=proposal)
-        state = self.sample(state, target, rng)
-        assert state.chains is not None
-        z = state.chains.draws.flatten(0, 1)
+        counts = {"warmup": self.warmup, "draws": self.draws}
+        state, chains = move_chains(self, state, target, **counts, rng=rng)
+        z = chains.draws.flatten(0, 1)
         log_variance = prior.log_variance(z, v)
         rho = torch.softmax(target.component_log_joint(z, log_variance), dim=0)
         # VE-s: (34)
@@ -47,4 +47,5 @@ class CollapsedVEM(VEM):
         if len(log_variance) > 1:  # 0 where a component is idle, whatever it decodes
             precision = torch.where(rho[..., None] > 0, precision, 0)
         gamma = precision.sum(0).mean(0).reciprocal()
-        return replace(state, responsibilities=rho.mean(1), gamma=gamma)
+        state = replace(state, responsibilities=rho.mean(1), gamma=gamma)
+        return replace(state, target=target, chains=chains)

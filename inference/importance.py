@@ -24,8 +24,6 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from pyro_avse.inference.em import EM, Observation, encode, frame_weight, starting_codes
 from pyro_avse.inference.monte_carlo import (
@@ -37,24 +35,16 @@ from pyro_avse.inference.monte_carlo import (
     posterior,
     separation,
 )
-from pyro_avse.inference.proposal import guide_mixture, importance_weights
+from pyro_avse.inference.proposal import (
+    ImportanceSeparation,
+    guide_mixture,
+    importance_weights,
+)
 from pyro_avse.inference.run import sum_of_frames, unchecked
 from pyro_avse.inference.settings import check_settings
 from pyro_avse.inference.wiener import monte_carlo_speech_power
 from pyro_avse.models.nmf_noise import NoiseModel
-from pyro_avse.typing import (
-    InputError,
-    Power,
-    Separation,
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImportanceSeparation(Separation):
-    """A separation that says how far its weights can be trusted; `z` is the posterior mean, as one chain."""
-
-    effective_sample_size: Float[Tensor, "*utterance frame"]
-    """1 / sum of squared weights in the last E-step, from 1 to its number of draws."""
+from pyro_avse.typing import InputError, Power
 
 
 @dataclass(frozen=True, kw_only=True)

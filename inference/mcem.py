@@ -28,18 +28,16 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
-from pyro.distributions import Independent
 
 from pyro_avse.inference.adaptation import Adaptation
-from pyro_avse.inference.em import EM, Observation, encode, move_chains, starting_codes
-from pyro_avse.inference.independence import guide_proposal
+from pyro_avse.inference.em import EM, Observation, move_chains, starting_codes
 from pyro_avse.inference.m_step import monte_carlo_q
 from pyro_avse.inference.monte_carlo import (
     Drawn,
-    MCState,
+    MCEMState,
+    guided_posterior,
     initial_theta,
     maximise,
-    posterior,
     separation,
     weighted_chains,
 )
@@ -49,17 +47,7 @@ from pyro_avse.inference.settings import check_settings
 from pyro_avse.inference.target import CollapsedTarget
 from pyro_avse.inference.wiener import monte_carlo_speech_power
 from pyro_avse.models.nmf_noise import NoiseModel, log_prior
-from pyro_avse.typing import InputError, Kernel, Power, Separation, Target
-
-
-@dataclass(frozen=True, kw_only=True)
-class MCEMState(MCState):
-    """Where the chains stand besides."""
-
-    kernel: Kernel
-    """With the step sizes that adaptation found."""
-    speech_power: Power
-    """E|s|^2, which a kernel that proposes from the guide wants; at first |x|^2."""
+from pyro_avse.typing import InputError, Kernel, Separation, Target
 
 
 @dataclass(frozen=True)
@@ -129,14 +117,7 @@ class MCEM(EM):
         rng: torch.Generator,
     ) -> tuple[MCEMState, Drawn]:
         """Draws of p(z | x), and what they count."""
-
-        def guide() -> Independent:
-            return encode(observation, state.speech_power / state.gain[..., None])
-
-        target = replace(
-            posterior(observation, state),
-            proposal=guide_proposal(state.kernel, guide, state.responsibilities),
-        )
+        target = guided_posterior(observation, state)
         sampled = self.sampled(observation, target)
         state, chains = move_chains(self, state, sampled, warmup=warmup, draws=draws, rng=rng)
         sigma, w = weighted_chains(target, chains, self.temperature)

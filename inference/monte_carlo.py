@@ -24,15 +24,17 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 from jaxtyping import Bool, Float
+from pyro.distributions import Independent
 from torch import Tensor
 
 from pyro_avse.distributions import update_mixing_weight
-from pyro_avse.inference.em import EMState, Observation, frame_weight, noise_and_weights
+from pyro_avse.inference.em import EMState, Observation, encode, frame_weight, noise_and_weights
+from pyro_avse.inference.independence import guide_proposal
 from pyro_avse.inference.m_step import Response, m_step
 from pyro_avse.inference.target import CollapsedTarget
 from pyro_avse.inference.wiener import Draws, Gain, Weights, monte_carlo_wiener
 from pyro_avse.models.nmf_noise import NoiseModel, nmf_noise_variance, response_basis
-from pyro_avse.typing import Chains, Separation, Target
+from pyro_avse.typing import Chains, Kernel, Power, Separation, Target
 
 FEWEST = 5
 """Draws of a chain from which its entropy is estimated."""
@@ -61,6 +63,16 @@ class MCState(EMState):
         """c_f sigma_k(z_r)."""
         log_c = self.log_response
         return sigma if log_c is None else sigma * log_c.exp()[..., None, :]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MCEMState(MCState):
+    """Where the chains stand besides."""
+
+    kernel: Kernel
+    """With the step sizes that adaptation found."""
+    speech_power: Power
+    """E|s|^2, which a kernel that proposes from the guide wants; at first |x|^2."""
 
 
 class HasTheta(Protocol):
@@ -112,6 +124,16 @@ def posterior(observation: Observation, state: MCState) -> CollapsedTarget:
         state.gain,
         state.log_response,
     )
+
+
+def guided_posterior(observation: Observation, state: MCEMState) -> CollapsedTarget:
+    """The same, with the guide at E|s|^2 / g as its `proposal`, for a kernel that wants one."""
+
+    def guide() -> Independent:
+        return encode(observation, state.speech_power / state.gain[..., None])
+
+    proposal = guide_proposal(state.kernel, guide, state.responsibilities)
+    return replace(posterior(observation, state), proposal=proposal)
 
 
 def weighted_draws(

@@ -10,7 +10,15 @@ from torch import Tensor
 
 from pyro_avse.distributions import align_components
 from pyro_avse.inference.wiener import Weights
-from pyro_avse.typing import MixingWeight, Responsibilities, SpeechPrior
+from pyro_avse.typing import MixingWeight, Responsibilities, Separation, SpeechPrior
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportanceSeparation(Separation):
+    """A separation that says how far its weights can be trusted; `z` is the posterior mean, as one chain."""
+
+    effective_sample_size: Float[Tensor, "*utterance frame"]
+    """1 / sum of squared weights in the last E-step, from 1 to its number of draws."""
 
 
 def importance_weights(

@@ -30,7 +30,6 @@ from pyro_avse.inference.em import (
 )
 from pyro_avse.inference.independence import guide_proposal
 from pyro_avse.inference.mean_field import (
-    CollapsedMeanFieldTarget,
     MeanFieldTarget,
     VEMState,
     latent_responsibilities,
@@ -129,28 +128,16 @@ class VEM(EM):
         # VE-z: (36)
         proposal = guide_proposal(state.kernel, lambda: encode(observation, second_moment), r)
         target = MeanFieldTarget(prior, v, second_moment, r, proposal=proposal)
-        state = self.sample(state, target, rng)
-        assert state.chains is not None
-        z = state.chains.draws.flatten(0, 1)
+        counts = {"warmup": self.warmup, "draws": self.draws}
+        state, chains = move_chains(self, state, target, **counts, rng=rng)
+        z = chains.draws.flatten(0, 1)
         log_variance = prior.log_variance(z, v)
         # VE-alpha: (40)
         pi = frame_weight(observation, state.mixing_weight)
         r = latent_responsibilities(prior, z, v, log_variance, second_moment, pi)
         # VE-s: (34)
         gamma = average_speech_variance(log_variance, r)
-        return replace(state, responsibilities=r, gamma=gamma)
-
-    def sample(
-        self,
-        state: VEMState,
-        target: MeanFieldTarget | CollapsedMeanFieldTarget,
-        rng: torch.Generator,
-    ) -> VEMState:
-        """The chains, moved on."""
-        state, chains = move_chains(
-            self, state, target, warmup=self.warmup, draws=self.draws, rng=rng
-        )
-        return replace(state, target=target, chains=chains)
+        return replace(state, responsibilities=r, gamma=gamma, target=target, chains=chains)
 
     @unchecked
     def finish(

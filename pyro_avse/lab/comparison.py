@@ -37,7 +37,7 @@ from pyro_avse.enhancement.enhancer import Enhanced, Enhancer
 from pyro_avse.enhancement.measure import check_same_length, measure
 from pyro_avse.inference import KERNELS
 from pyro_avse.inference.adaptation import RobbinsMonro
-from pyro_avse.inference.importance import ImportanceSeparation
+from pyro_avse.inference.proposal import ImportanceSeparation
 from pyro_avse.lab.diagnostics import (
     RHAT_MAX,
     Diagnosis,
