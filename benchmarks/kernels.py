@@ -31,7 +31,7 @@ import json
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -51,7 +51,7 @@ from pyro_avse.inference.adaptation import DualAveraging, can_adapt
 from pyro_avse.inference.hmc import HMC
 from pyro_avse.inference.independence import Independence, guide_proposal
 from pyro_avse.inference.target import CollapsedTarget
-from pyro_avse.models.nmf_noise import nmf_noise_variance
+from pyro_avse.models.nmf_noise import NoiseModel, nmf_noise_variance
 from pyro_avse.weights.checkpoint import load_prior
 
 THIN = {"random_walk": 20, "pcn": 20, "independence": 20, "gibbs": 5, "mala": 8, "ula": 8, "hmc": 2}

@@ -20,9 +20,9 @@ one event with the log density
 that is, neighbours differ by Laplace variables: each number of z costs lambda for its way through time. The sums leave
 padding out. The penalty's normaliser depends on pi alone among the parameters; (44) ignores it.
 
-When to use it: it is the default of `enhance`, a tenth of the time of `mcem` with its 40 random-walk steps. Its draws
-are NO sample of the posterior: ULA is biased, the chains are a few dozen steps old, and r(alpha_n) hardly leaves where
-they began (`Separation.chains_disagree`). `kernel=MALA()` is exact, but stays where the gradient is steep.
+When to use it: it is the default of `enhance`, faster than `mcem` and better (docs/RESULTS.md, "Time to quality"). Its
+draws are NO sample of the posterior: ULA is biased, the chains are a few dozen steps old, and r(alpha_n) hardly leaves
+where they began (`Separation.chains_disagree`). `kernel=MALA()` is exact, but stays where the gradient is steep.
 """
 
 from dataclasses import dataclass, field

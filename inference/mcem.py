@@ -19,8 +19,8 @@ in models/nmf_noise.py, and `noise=NOISE_MODELS["paper"]` is theirs. Speech is t
 
     s_n = x_n sum_rk w_rk g_n sigma_k(z_r) / V_rk                                                       (S20)
 
-over a longer last run of the chains. When to use it: the soundest of the EM schemes, since it factorises nothing, for
-about half as much again of VEM's time; the gain lets speech be quieter or louder than in training.
+over a longer last run of the chains. When to use it: the soundest of the EM schemes, since it factorises nothing; an
+iteration takes about half as much again as VEM's. The gain lets speech be quieter or louder than in training.
 """
 
 import math

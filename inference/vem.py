@@ -56,7 +56,7 @@ class VEM(EM):
     """Settings of the algorithm of Appendix B: (32), S6, S22. `objective` is (41), and log p(H).
 
     The defaults are the paper's and its authors' code's, but for `exponent`, where 1 is theirs and 1/2 ended better
-    here (docs/RESULTS.md).
+    here.
 
     Attributes:
         kernel: what moves z.

@@ -1,4 +1,4 @@
-"""Figures: what a recording sounds like before and after, how a training run went, how well chains mix."""
+"""What figures share: spectrograms, grey where chains disagree, files. Each wing draws its own."""
 
 import io
 from pathlib import Path

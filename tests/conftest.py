@@ -18,6 +18,7 @@ import soundfile
 import torch
 from torch import Tensor, nn
 
+from pyro_avse.inference.em import Observation, observe
 from pyro_avse.models import AVAE, AVVAE, MODELS, VAEMM, MINVAEv2
 from pyro_avse.models.nets import Decoder
 from pyro_avse.stft import STFT
@@ -141,6 +142,18 @@ def small_prior() -> Callable[..., nn.Module]:
                     parameter *= 2  # a code matters to what is decoded from it
             prior.mixing_weight.copy_(torch.softmax(torch.randn_like(prior.mixing_weight), 0))
         return prior
+
+    return build
+
+
+@pytest.fixture
+def given(small_prior: Callable[..., Any]) -> Callable[[str], tuple[Any, Observation]]:
+    """A prior and what it is asked: a mixture and lips."""
+
+    def build(name: str) -> tuple[Any, Observation]:
+        prior = small_prior(name)
+        x = torch.randn(5, 7, dtype=torch.complex128)
+        return prior, observe(prior, x, torch.rand(5, 67, 67))
 
     return build
 

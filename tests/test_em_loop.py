@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyro_avse.inference import SCHEMES as KINDS
 from pyro_avse.inference import em, run_chains
-from pyro_avse.inference.em import Observation, observe
+from pyro_avse.inference.em import Observation
 from pyro_avse.inference.independence import Independence
 from pyro_avse.inference.target import CollapsedTarget
 from pyro_avse.models.heard import HeardThrough
@@ -42,18 +42,6 @@ def test_every_scheme_that_steps_is_here() -> None:
 
 def generator(seed: int = 7) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
-
-
-@pytest.fixture
-def given(small_prior: Callable[..., Any]) -> Callable[[str], tuple[Any, Observation]]:
-    """A prior and what it is asked: a mixture and lips."""
-
-    def build(name: str) -> tuple[Any, Observation]:
-        prior = small_prior(name)
-        x = torch.randn(5, 7, dtype=torch.complex128)
-        return prior, observe(prior, x, torch.rand(5, 67, 67))
-
-    return build
 
 
 @every_scheme

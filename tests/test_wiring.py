@@ -27,7 +27,7 @@ from pyro_avse.inference import (
     RandomWalk,
     run_chains,
 )
-from pyro_avse.inference.em import Observation, observe
+from pyro_avse.inference.em import Observation
 from pyro_avse.inference.proposal import guide_mixture
 from pyro_avse.models.nmf_noise import NoiseModel
 
@@ -52,18 +52,6 @@ every_prior = pytest.mark.parametrize("prior_name", ["two_decoders", "min_vae_v2
 
 def generator(seed: int = 7) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
-
-
-@pytest.fixture
-def given(small_prior: Callable[..., Any]) -> Callable[[str], tuple[Any, Observation]]:
-    """A prior and what it is asked: a mixture and lips."""
-
-    def build(name: str) -> tuple[Any, Observation]:
-        prior = small_prior(name)
-        x = torch.randn(5, 7, dtype=torch.complex128)
-        return prior, observe(prior, x, torch.rand(5, 67, 67))
-
-    return build
 
 
 # --- the formulas ---------------------------------------------------------------------------------------------------

@@ -103,6 +103,8 @@ def enhance_file(
     seen, notes = find_lips(noisy, None if lips is None else Path(lips), fps, bool(prior.uses_lips))
     enhancer = Enhancer(prior, scheme, stft=stft, device=device)
     if isinstance(audio, Blocks):
+        for note in notes:
+            report(note)
 
         def write(pieces: Iterator[Piece]) -> None:
             places.write_pieces(mixed(pieces, strength), audio.sample_rate)
@@ -111,12 +113,12 @@ def enhance_file(
         row |= {"model": model, "inference": name}
     else:
         recording = enhancer.prepare(audio, seen)
+        for note in notes:  # not before what `prepare` refuses: a refusal stands alone
+            report(note)
         report(f"{noisy}: {len(audio.waveform) / 16000:.2f} s with {model} and {name}")
         result, row = measure(enhancer, recording, model, name, clean, seed, strength=strength)
         speech = result.mix(strength)
         places.write(speech, result.recording - speech, result.sample_rate)
-    for note in notes:
-        report(note)
     return row | {"files": places.files()}
 
 
@@ -146,7 +148,7 @@ def mixed(pieces: Iterator[Piece], strength: float) -> Iterator[tuple[Waveform, 
 
 @dataclass(frozen=True)
 class Places:
-    """Where speech and noise go: both whole, or neither."""
+    """Where speech and noise go: sounds together, both whole or neither; a video before its noise."""
 
     output: Path
     noise: Path | None

@@ -3,9 +3,8 @@
     compare([Clip("one", mixture, clean, lips)], prior, {"vem": VEM(), "mcem": MCEM()}, {"mala": MALA(), "hmc": HMC()})
 
 A scheme that takes a kernel has a row for every kernel, another one a row. Quality and seconds are of the scheme as it
-is used; one iteration before, untimed, loads what torch needs. Schemes start as their settings say: noise alike for
-all, but for `ldem`, which joins them by `LDEM(stationary_start=False)`; codes by the number of chains
-(`starting_codes`).
+is used; one iteration before, untimed, loads what torch needs. Schemes start as their settings say: noise as
+their `NoiseModel` says, by default alike for all; codes by the number of chains (`starting_codes`).
 
 How well a kernel samples is measured apart, by a longer run of several chains: steps are adapted in the warm-up where
 the kernel can be adapted, and only the draws after it are timed. All kernels of a scheme draw from one posterior, the

@@ -1,7 +1,6 @@
 """Sound into files: whole or not at all, in the format that the extension names."""
 
 import contextlib
-import io
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -28,30 +27,7 @@ def save_audio(
     Raises InputError as `check_writable` does, for samples that are not finite, a rate the format
     does not know, and a disk that refuses.
     """
-    path = Path(path)
-    check_writable(path)
-    if not np.isfinite(waveform).all():
-        raise InputError(f"{path} not written: the waveform holds NaN or infinite samples")
-    encoded = io.BytesIO()
-    file_format = _format(path)
-    subtype = SUBTYPES.get(file_format)
-    try:
-        soundfile.write(encoded, waveform, sample_rate, subtype=subtype, format=file_format)
-    except soundfile.LibsndfileError as err:
-        raise InputError(
-            f"{path} cannot hold {sample_rate} Hz mono ({err.error_string}): write .wav or .flac"
-        ) from err
-
-    _forget_time(encoded)
-
-    def write(part: Path) -> None:
-        with part.open("xb") as file:
-            file.write(encoded.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(os.path.realpath(path))
-
-    beside(path, write)
+    save_together([path], [(waveform,)], sample_rate)
 
 
 def save_pieces(
