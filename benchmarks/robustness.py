@@ -97,6 +97,8 @@ def main() -> None:
     )
     times = rows[rows["seconds"] > 0].groupby("system")["seconds"].mean()
     print("\nseconds a second of sound:", {k: round(v, 3) for k, v in times.items()})
+    apart = rows[rows["kind"] == "near"].groupby("system")["disagree"].mean().dropna()
+    print("near's frames whose chains disagree:", {k: f"{v:.0%}" for k, v in apart.items()})
     print(f"{len(cases)} cases in {time.perf_counter() - start:.0f} s, {args.jobs} at a time")
     if "recording" in set(rows["system"]):
         picture(rows, args.out / "robustness.png")
