@@ -30,7 +30,7 @@ from pyro_avse.inference.monte_carlo import weighted_draws
 from pyro_avse.inference.nuts import held_filter, held_programs, pyro_session
 from pyro_avse.inference.settings import check_settings
 from pyro_avse.inference.target import CollapsedTarget
-from pyro_avse.typing import FrameMask, Separation, Spectrum, SpeechPrior
+from pyro_avse.typing import FrameMask, GuideForNoise, Separation, Spectrum, SpeechPrior
 
 
 @dataclass(frozen=True)
@@ -63,13 +63,16 @@ class AutoNormal:
         mask: FrameMask | None = None,
         lips_mask: FrameMask | None = None,
         seed: int = 0,
+        guide: GuideForNoise | None = None,
     ) -> Separation:
         """Separate x (..., frame, freq); `objective` is the ELBO of every step by its one draw, `z` the mean of q.
 
         Raises:
             Divergence: the ELBO became NaN or infinite; its `partial` holds MCEM's chains.
         """
-        held = self.mcem(prior, mixture, lips, mask=mask, lips_mask=lips_mask, seed=seed)
+        held = self.mcem(
+            prior, mixture, lips, mask=mask, lips_mask=lips_mask, seed=seed, guide=guide
+        )
         z = held.z[:1].clone()
         draws = z.repeat(self.draws, *[1] * (z.dim() - 1))
         utterances = mixture.shape[:-2]

@@ -23,12 +23,15 @@ from torch import Tensor
 from pyro_avse.distributions import unchecked_normal
 from pyro_avse.errors import Divergence
 from pyro_avse.inference.adaptation import Adaptation
+from pyro_avse.inference.guess import first_component, guessed_codes, guessed_factors
 from pyro_avse.inference.nmf import Activations, Dictionary, initial_factors
 from pyro_avse.inference.run import run_chains, unchecked
 from pyro_avse.models.nmf_noise import NoiseModel
 from pyro_avse.typing import (
     Chains,
     FrameMask,
+    Guess,
+    GuideForNoise,
     InputError,
     MixingWeight,
     Power,
@@ -58,6 +61,8 @@ class Observation:
     """False where a frame has no picture: it is enhanced by its sound alone."""
     dictionary: Dictionary | None = None
     """Where W starts, as another recording of the same noise left it; None: as the noise model says."""
+    guess: Guess | None = None
+    """What a guide for noisy speech believes; None: there is none."""
 
     @property
     def informed(self) -> FrameMask | None:
@@ -78,8 +83,9 @@ def observe(
     mask: FrameMask | None = None,
     lips_mask: FrameMask | None = None,
     dictionary: Dictionary | None = None,
+    guide: GuideForNoise | None = None,
 ) -> Observation:
-    """A mixture x (..., frame, freq) and its lips, with what is computed of them once.
+    """A mixture x (..., frame, freq) and its lips, with what is computed of them once, a guide's beliefs among it.
 
     Raises InputError for frames without a picture under a prior that cannot do without.
     """
@@ -95,7 +101,12 @@ def observe(
             )
         lips_mask = None  # every frame of sound has one
     v = prior.visual_features(lips)
-    return Observation(prior, mixture, power, lips, v, mask, lips_mask, dictionary)
+    guess = None
+    if guide is not None:
+        guess = guide.guess(power, lips, mask=mask, lips_mask=lips_mask)
+        if len(guess.responsibilities) > prior.num_components:  # a mixture without its lips
+            guess = first_component(guess)
+    return Observation(prior, mixture, power, lips, v, mask, lips_mask, dictionary, guess)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,6 +172,7 @@ class EM(ABC):
         lips_mask: FrameMask | None = None,
         seed: int = 0,
         dictionary: Dictionary | None = None,
+        guide: GuideForNoise | None = None,
         progress: Callable[[Any], None] | None = None,
     ) -> Separation:
         """Separate x (..., frame, freq) into speech and noise.
@@ -170,6 +182,7 @@ class EM(ABC):
             lips_mask: (..., frame), False where a frame has no picture.
             seed: of every draw.
             dictionary: where W starts, (rank, freq) or with utterance axes.
+            guide: for noisy speech, of this prior: codes, noise and level start at what it believes.
             progress: called with the state after every step.
 
         Raises:
@@ -177,7 +190,13 @@ class EM(ABC):
             InputError: lips or settings that do not suit the prior.
         """
         observation = observe(
-            prior, mixture, lips, mask=mask, lips_mask=lips_mask, dictionary=dictionary
+            prior,
+            mixture,
+            lips,
+            mask=mask,
+            lips_mask=lips_mask,
+            dictionary=dictionary,
+            guide=guide,
         )
         rng = torch.Generator(device=mixture.device).manual_seed(seed)
         return run(self, observation, rng=rng, progress=progress)
@@ -234,6 +253,8 @@ def noise_and_weights(
     """What every scheme starts with, by the names of `EMState`: W, H, pi, r(alpha_n) = pi, no objective yet."""
     power = observation.power
     W, H = initial_factors(power, noise, mask=observation.mask, rng=rng)
+    if observation.guess is not None:
+        W, H = guessed_factors(observation.guess, noise, W, H, mask=observation.mask)
     if observation.dictionary is not None:
         W = observation.dictionary.expand_as(W)
     pi = initial_mixing_weight(observation.prior, power, mixing_weight)
@@ -282,7 +303,12 @@ def frame_weight(
 
 
 def encode(observation: Observation, power: Power) -> Independent:
-    """q(z_n | s_n, v_n, alpha_n = k) at speech of that power; without a picture, of all components that which hears."""
+    """q(z_n | s_n, v_n, alpha_n = k) at speech of that power; without a picture, of all components that which hears.
+
+    Where there is a guide for noisy speech, what it believes in their place.
+    """
+    if observation.guess is not None:
+        return observation.guess.codes
     q = observation.prior.encode(power, observation.lips)
     return q if observation.lips_mask is None else heard_where_unseen(observation, q)
 
@@ -325,8 +351,10 @@ def starting_codes(
 
     That is, at the means of the mixture's encoders in turn, the last component's first. With one component, or without
     the lips that one of them looks at, all start at `initial_codes`; and in frames without a picture where they would
-    if there were no lips at all.
+    if there were no lips at all. A guide for noisy speech says it better than any encoder (`guessed_codes`).
     """
+    if observation.guess is not None:
+        return guessed_codes(observation.guess, chains)
     prior, power, lips = observation.prior, observation.power, observation.lips
     if chains == 1 or prior.num_components == 1 or (prior.uses_lips and lips is None):
         start = prior.initial_codes(power, lips)

@@ -105,12 +105,17 @@ class Drawn:
 def initial_theta(
     scheme: HasTheta, observation: Observation, rng: torch.Generator
 ) -> dict[str, Any]:
-    """By the names of `MCState`: as the noise model says, and speech as loud as in training."""
+    """By the names of `MCState`: as the noise model says, and speech as loud as in training or as a guide believes."""
     start = noise_and_weights(observation, scheme.noise, scheme.mixing_weight, rng)
-    power = observation.power
-    terms = scheme.noise.response
+    power, terms, guess = observation.power, scheme.noise.response, observation.guess
+    gain = torch.ones_like(power[..., 0])
     response = power.new_zeros(*power.shape[:-2], terms) if terms else None
-    return {**start, "gain": torch.ones_like(power[..., 0]), "response": response}
+    if guess is not None and scheme.noise.gain != "none":
+        gain = gain * guess.log_gain.mean.exp()
+    if guess is not None and response is not None:
+        known = min(terms, guess.response.mean.shape[-1])
+        response[..., :known] = guess.response.mean[..., :known]
+    return {**start, "gain": gain, "response": response}
 
 
 def posterior(observation: Observation, state: MCState) -> CollapsedTarget:

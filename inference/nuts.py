@@ -34,6 +34,7 @@ from pyro_avse.models.noisy_speech import noisy_speech
 from pyro_avse.typing import (
     Chains,
     FrameMask,
+    GuideForNoise,
     Kernel,
     Separation,
     Spectrum,
@@ -70,6 +71,7 @@ class NUTS:
         mask: FrameMask | None = None,
         lips_mask: FrameMask | None = None,
         seed: int = 0,
+        guide: GuideForNoise | None = None,
     ) -> Separation:
         """Separate x (..., frame, freq); `objective` is log p(x, z) of every draw, the chains' mean, in place of
         iterations.
@@ -77,7 +79,9 @@ class NUTS:
         `chains.kernel` is these settings, since no kernel of this library drew them. Frames of padding stay where
         MCEM left them.
         """
-        held = self.mcem(prior, mixture, lips, mask=mask, lips_mask=lips_mask, seed=seed)
+        held = self.mcem(
+            prior, mixture, lips, mask=mask, lips_mask=lips_mask, seed=seed, guide=guide
+        )
         draws = held.z[:, None].repeat(1, self.draws, *[1] * (held.z.dim() - 1))
         diverging = torch.zeros(draws.shape[:-1], dtype=torch.bool, device=draws.device)
         for utterance, frames, program in held_programs(mixture, held, mask):
@@ -167,7 +171,7 @@ def held_programs(
         frames = slice(None) if mask is None else mask[utterance]
         weight = pi.movedim(0, -1)[utterance]
         weight = weight[frames].mT if framewise else weight
-        program = partial(
+        program: Any = partial(
             noisy_speech,
             cast(SpeechPrior, WithoutIdle(target.prior, weight, framewise)),
             mixture[utterance][frames],

@@ -89,16 +89,16 @@ class VEM(EM):
 
     @unchecked
     def init(self, observation: Observation, *, rng: torch.Generator) -> VEMState:
-        """r(s) a point at x."""
-        x, power = observation.x, observation.power
-        return VEMState(
-            **noise_and_weights(observation, self.noise, self.mixing_weight, rng),
-            z=starting_codes(observation, self.chains),
-            kernel=self.kernel,
-            m=x,
-            nu=torch.zeros_like(power),
-            gamma=power,
-        )
+        """r(s) a point at x; with a guide for noisy speech, what the codes and the noise that it believes make of x."""
+        x, gamma = observation.x, observation.power
+        start = noise_and_weights(observation, self.noise, self.mixing_weight, rng)
+        z, m, nu = starting_codes(observation, self.chains), x, torch.zeros_like(gamma)
+        if observation.guess is not None:
+            r = observation.guess.responsibilities
+            gamma = average_speech_variance(observation.prior.log_variance(z[:1], observation.v), r)
+            W, H = start["dictionary"], start["activations"]
+            m, nu = wiener_posterior(x, gamma, nmf_noise_variance(W, H))
+        return VEMState(**start, z=z, kernel=self.kernel, m=m, nu=nu, gamma=gamma)
 
     @unchecked
     def step(self, observation: Observation, state: VEMState, *, rng: torch.Generator) -> VEMState:

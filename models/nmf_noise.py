@@ -15,7 +15,9 @@ itself. Free as they are in the papers, they also fit what the speech prior cann
 Noise thus goes on as it was: a step of d nats costs lambda d^2 while it is small, and more than any Gaussian's where
 it is large. The first h_k1 may be anything. Beside it stands what the recording does to speech: its variance is
 g c_f sigma_f(z), g one gain for the recording and c_f the response of its microphone, each close to that of training.
-Time runs down here, so W is (rank, freq), H (frame, rank) and the product is H @ W.
+That is narrow on purpose: it is what noise is *fitted* with. The program that noise is *drawn* from, to train guides
+that are to know all kinds, is as wide as can be: models/drawn_noise.py. Time runs down here, so W is (rank, freq),
+H (frame, rank) and the product is H @ W.
 """
 
 import math

@@ -30,7 +30,7 @@ from pyro_avse.typing import FrameMask, MixingWeight, Power, Spectrum, SpeechPri
 
 def noisy_speech(
     prior: SpeechPrior,
-    mixture: Spectrum,
+    mixture: Spectrum | None,
     lips: Tensor | None,
     noise_variance: Power,
     *,
@@ -39,12 +39,13 @@ def noisy_speech(
     log_response: Float[Tensor, "*utterance freq"] | None = None,
     speech_latent: bool = False,
     mask: FrameMask | None = None,
-) -> None:
-    """The joint (31) of x = s + b (S11) as a Pyro program, x observed at `mixture`.
+) -> Spectrum:
+    """The joint (31) of x = s + b (S11) as a Pyro program, x observed at `mixture`, or drawn; returns x.
 
     Args:
         prior: any speech prior.
-        mixture: x, (..., frame, freq) complex; one plate for each utterance axis and one for the frames.
+        mixture: x, (..., frame, freq) complex; one plate for each utterance axis and one for the frames. None: the
+            program runs forwards, with as many utterances and frames as the noise has.
         lips: (..., frame, 67, 67), or None where the prior does not need them.
         noise_variance: W H, as `nmf_noise_variance` returns it.
         mixing_weight: pi, (component, ...), or (component, ..., frame); default the prior's own.
@@ -53,7 +54,7 @@ def noisy_speech(
         speech_latent: keep s as a sample site; else it is integrated out.
         mask: (..., frame), False where padding adds nothing to the joint.
     """
-    frames = mixture.shape[:-1]
+    frames = noise_variance.shape[:-1] if mixture is None else mixture.shape[:-1]
     pi = prior.mixing_weight if mixing_weight is None else mixing_weight
     pi = pi.reshape(len(pi), *pi.shape[1:], *[1] * (len(frames) + 1 - pi.dim())).movedim(0, -1)
     latent = align_components(prior.latent_prior(lips), 1 + len(frames))
@@ -86,4 +87,5 @@ def noisy_speech(
             x = ComplexNormal(s, noise_variance.log())  # (28)
         else:
             x = ComplexNormal(0, torch.log(log_variance.exp() + noise_variance))  # S17
-        pyro.sample("x", x.to_event(1), obs=mixture)
+        found: Spectrum = pyro.sample("x", x.to_event(1), obs=mixture)
+        return found

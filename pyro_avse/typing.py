@@ -194,6 +194,39 @@ class Chains:
     """What drew them, with the step sizes that adaptation found: pass it on with the state."""
 
 
+@dataclass(frozen=True)
+class Guess:
+    """q(z, alpha, g, a, noise | x, v): what a guide for noisy speech believes of a recording; all factors independent.
+
+    Every `Normal` is an `Independent` of its last axis.
+    """
+
+    codes: Independent
+    """q(z_n | alpha_n = k, x, v), batch (component, ..., frame), event (latent,)."""
+    responsibilities: Responsibilities
+    """q(alpha_n = k | x, v)."""
+    log_gain: Independent
+    """q(log g), batch (...), event (1,): how much louder speech is than in training."""
+    response: Independent
+    """q(a) of the microphone's response, batch (...), event (term,)."""
+    log_noise: Independent
+    """q(log (W H)_n), batch (..., frame), event (freq,)."""
+
+
+class GuideForNoise(Protocol):
+    """An amortised posterior of noisy speech under one prior: what `models/guide.py` implements (as an nn.Module)."""
+
+    def guess(
+        self,
+        power: Power,
+        lips: Tensor | None = None,
+        *,
+        mask: FrameMask | None = None,
+        lips_mask: FrameMask | None = None,
+    ) -> Guess:
+        """What the guide believes of a whole recording |x|^2, as the schemes hear it."""
+
+
 @dataclass(frozen=True, repr=False)
 class Separation:
     """What a scheme returns: speech and noise of a mixture, and how it got there."""

@@ -18,7 +18,8 @@ from pyro_avse.models import MODELS
 from pyro_avse.stft import STFT
 from pyro_avse.typing import InputError
 from pyro_avse.weights import checkpoint
-from pyro_avse.weights.checkpoint import load_prior, load_tensors, save_prior, save_tensors
+from pyro_avse.weights.checkpoint import load_prior, save_prior
+from pyro_avse.weights.tensors import load_tensors, save_tensors
 
 
 @pytest.fixture

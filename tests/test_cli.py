@@ -19,7 +19,8 @@ from pyro_avse.enhancement import demo
 from pyro_avse.inference import VEM
 from pyro_avse.models import MODELS
 from pyro_avse.stft import STFT
-from pyro_avse.weights.checkpoint import bundled_weights, load_prior, load_tensors, save_prior
+from pyro_avse.weights.checkpoint import bundled_weights, load_prior, save_prior
+from pyro_avse.weights.tensors import load_tensors
 
 Run = Callable[..., tuple[int, str, str]]
 SCORES = {"si_sdr", "sdr", "pesq_wb", "pesq_nb", "stoi", "estoi"}

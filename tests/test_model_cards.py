@@ -21,13 +21,8 @@ from pyro_avse.training.stages import train
 from pyro_avse.typing import InputError
 from pyro_avse.weights import cards as model_cards
 from pyro_avse.weights.cards import FOLDER, SCORES, load_cards, markdown
-from pyro_avse.weights.checkpoint import (
-    bundled_weights,
-    find_weights,
-    load_prior,
-    load_tensors,
-    weight_files,
-)
+from pyro_avse.weights.checkpoint import bundled_weights, find_weights, load_prior, weight_files
+from pyro_avse.weights.tensors import load_tensors
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT = 24e6  # bytes

@@ -17,7 +17,8 @@ from pyro_avse.training.recipe import Data, Pipeline, Recipe, Training, load_rec
 from pyro_avse.training.stages import CHECKPOINT, CURVES, LOG, WEIGHTS, train
 from pyro_avse.training.svi import Trainer
 from pyro_avse.typing import InputError
-from pyro_avse.weights.checkpoint import load_prior, load_tensors
+from pyro_avse.weights.checkpoint import load_prior
+from pyro_avse.weights.tensors import load_tensors
 
 SIZES = {"hidden": 8, "latent_dim": 3}
 LIPS = SIZES | {"features": 6}

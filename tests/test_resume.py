@@ -21,7 +21,8 @@ from pyro_avse.stft import STFT
 from pyro_avse.training.recipe import Data, Recipe, Training
 from pyro_avse.training.stages import CHECKPOINT, CURVES, LOG, WEIGHTS, build_prior, train
 from pyro_avse.typing import InputError
-from pyro_avse.weights.checkpoint import load_prior, load_tensors, save_prior, save_tensors
+from pyro_avse.weights.checkpoint import load_prior, save_prior
+from pyro_avse.weights.tensors import load_tensors, save_tensors
 
 STEPS = Training(epochs=2, batch_size=64, learning_rate=1e-2, responsibilities="epoch")
 SIZES = {"hidden": 8, "latent_dim": 3}

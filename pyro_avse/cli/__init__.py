@@ -14,7 +14,7 @@ from pyro_avse.errors import InputError
 
 def main() -> None:
     """Run the command line; every refusal is one line and exit code 2."""
-    from pyro_avse.cli import data, enhance, lab, sweep, training, weights  # noqa: F401
+    from pyro_avse.cli import data, enhance, lab, live, sweep, training, weights  # noqa: F401
 
     command = typer.main.get_command(app)
     try:

@@ -1,4 +1,4 @@
-"""Commands about data: `pyro-avse lips | data info | data synth`."""
+"""Commands about data: `pyro-avse lips | data info | data synth | data draw-noise`."""
 
 import json
 from pathlib import Path
@@ -93,3 +93,31 @@ def synth(
             progress=lambda done: update(done, "talking"),
         )
     say(f"wrote {out}")
+
+
+@data_app.command("draw-noise")
+def draw_noise(
+    out: Annotated[Path, typer.Option(help="Folder for noise_1.wav, noise_2.wav, ...")],
+    count: Annotated[int, typer.Option(min=1, help="Noises.")] = 8,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Of each.")] = 4.0,
+    speech: Annotated[
+        Path | None, typer.Option(help="Clean speech to add, for mixture_1.wav, ... besides.")
+    ] = None,
+    snr: Annotated[float, typer.Option(help="Of these mixtures, in dB.")] = 0.0,
+    voices: Annotated[
+        list[Path] | None, typer.Option(help="Sound of other speakers, for babble in each.")
+    ] = None,
+    seed: SeedOption = 0,
+) -> None:
+    """Hear what guides believe of noise before they hear any: draws of the noise program."""
+    from pyro_avse.data.media.saving import save_audio
+    from pyro_avse.enhancement.draws import draw_noises
+    from pyro_avse.files import make_folder
+
+    written = list(
+        draw_noises(count, seconds, speech=speech, snr=snr, voices=voices or [], seed=seed)
+    )
+    make_folder(out)
+    for name, waveform in written:
+        save_audio(out / f"{name}.wav", waveform, 16000)
+    say(f"wrote {len(written)} sounds to {out}")

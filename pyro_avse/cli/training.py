@@ -24,11 +24,23 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     device: DeviceOption = "auto",
 ) -> None:
-    """Train a speech prior from clean speech, or all stages of a pipeline."""
-    from pyro_avse.training.recipe import Recipe, load_recipe
+    """Train a speech prior from clean speech, all stages of a pipeline, or a guide for noisy speech."""
+    from pyro_avse.training.recipe import GuideRecipe, Recipe, load_recipe
     from pyro_avse.training.stages import train as run
 
     loaded = load_recipe(recipe)
+    if isinstance(loaded, GuideRecipe):
+        rounds = loaded.training.rounds
+        with progress_bar() as update:
+
+            def tell(row: dict[str, Any]) -> None:
+                text = f"log q {row['valid_objective']:.1f}, of the codes {row['valid_codes']:.1f}"
+                update((row["epoch"] + 1) / rounds, text)
+
+            folders = [*data, *(more_data or [])]
+            weights = run(loaded, folders, out, resume=resume, device=device, progress=tell)
+        say(f"wrote {weights}")
+        return
     stages = {"": loaded} if isinstance(loaded, Recipe) else loaded
     epochs = [stage.training.epochs for stage in stages.values()]
     with progress_bar() as update:

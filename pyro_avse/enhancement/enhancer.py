@@ -6,7 +6,7 @@ Several at once: `Enhancer.batch`. One that is too long for memory: `pyro_avse.e
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -21,8 +21,11 @@ from pyro_avse.enhancement.front import Parts, log_response, low_speech, split
 from pyro_avse.inference.nmf import Dictionary
 from pyro_avse.models.heard import HeardThrough
 from pyro_avse.stft import STFT
-from pyro_avse.typing import InputError, Scheme, Separation, Spectrum
+from pyro_avse.typing import GuideForNoise, InputError, Scheme, Separation, Spectrum
 from pyro_avse.weights.checkpoint import load_prior
+
+if TYPE_CHECKING:
+    from pyro_avse.enhancement.live import Stream
 
 
 @dataclass(frozen=True, repr=False)
@@ -124,6 +127,8 @@ class Enhancer:
         prior: any speech prior; it is put on `device`.
         inference: a scheme, such as `VEM()`.
         stft: the one that the prior was trained on.
+        guide: of noisy speech, where the scheme starts; "own": the one that `load_prior` loaded with the prior, if any;
+            None: without.
         device: "cpu", "cuda", ..., or "auto" for the fastest at hand.
     """
 
@@ -133,10 +138,13 @@ class Enhancer:
         inference: Scheme,
         *,
         stft: STFT | None = None,
+        guide: GuideForNoise | Literal["own"] | None = "own",
         device: str | torch.device = "auto",
     ) -> None:
         self.device = find_device(device)
         self.prior = prior.to(self.device).requires_grad_(False)
+        found: Any = getattr(prior, "noise_guide", None) if guide == "own" else guide
+        self.guide = found.to(self.device) if isinstance(found, torch.nn.Module) else found
         self.inference = inference
         self.stft = STFT() if stft is None else stft
         self.log_response = torch.from_numpy(log_response(self.stft.n_fft // 2 + 1)).float()
@@ -210,7 +218,9 @@ class Enhancer:
 
         `dictionary` (rank, freq): where W starts, for the schemes that take one (`vem`, `mcem`).
         """
-        more: dict[str, Any] = {} if dictionary is None else {"dictionary": dictionary}
+        more: dict[str, Any] = {} if self.guide is None else {"guide": self.guide}
+        if dictionary is not None:
+            more["dictionary"] = dictionary
         if recording.lips_mask is not None:
             more["lips_mask"] = recording.lips_mask
         prior = self._prior_of(recording)
@@ -240,7 +250,7 @@ class Enhancer:
         seen = [r.lips for r in recordings if r.lips is not None]
         lips = pad_sequence(seen, batch_first=True) if seen else None
         mask = torch.arange(x.shape[1], device=self.device) < lengths[:, None]
-        more: dict[str, Any] = {}
+        more: dict[str, Any] = {} if self.guide is None else {"guide": self.guide}
         if any(r.lips_mask is not None for r in recordings):
             shown = [
                 torch.ones(len(r.spectrum), dtype=torch.bool, device=self.device)
@@ -255,6 +265,42 @@ class Enhancer:
             self._enhanced(r, of_utterance(result, i, len(r.spectrum)))
             for i, r in enumerate(recordings)
         ]
+
+    def stream(
+        self,
+        sample_rate: int = SAMPLE_RATE,
+        *,
+        guide: Any = None,
+        scheme: Any = None,
+        seed: int = 0,
+    ) -> "Stream":
+        """For sound that is still coming in, without lips: `push` its samples, and `flush` at the end.
+
+        Args:
+            sample_rate: of the samples, in Hz.
+            guide: a causal one of this prior; None: `guide`, which then must be causal.
+            scheme: `ldem` or `mcem` with its settings of a block of 0.1 s; None: `live_scheme()`.
+            seed: of every random draw.
+
+        Raises InputError for a guide that looks ahead, and a prior that needs lips.
+        """
+        from pyro_avse.enhancement.live import Stream
+
+        if self.prior.requires_lips:
+            raise InputError(
+                f"a stream has no lips, which {type(self.prior).__name__} needs: take a_vae"
+            )
+        alone = getattr(self.prior, "without_lips", self.prior)
+        found: Any = self.guide if guide is None else guide.to(self.device)
+        return Stream(
+            HeardThrough(alone, self.log_response.to(self.device)),
+            found,
+            scheme=scheme,
+            stft=self.stft,
+            sample_rate=sample_rate,
+            seed=seed,
+            device=self.device,
+        )
 
     def _prior_of(self, recording: "Recording") -> Any:
         """The prior, as it is heard through the front's high-pass."""
@@ -313,6 +359,7 @@ def enhance(
     sample_rate: int = SAMPLE_RATE,
     model: str | Path = DEFAULT_MODEL,
     inference: str | Scheme = DEFAULT_INFERENCE,
+    guide: str | Path | None = "own",
     device: str = "auto",
     seed: int = 0,
 ) -> Enhanced:
@@ -326,6 +373,7 @@ def enhance(
         sample_rate: of the mixture, in Hz.
         model: a bundled name or a weight file.
         inference: a name of `SCHEMES`, or a scheme with settings of its own.
+        guide: for noisy speech: "own", the one that came with the model if there is one; None; or a file of yours.
 
     Returns:
         `Enhanced`, whose `.speech` is float32 of the mixture's length and level.
@@ -333,7 +381,7 @@ def enhance(
     Raises:
         InputError: in one line, what cannot be used and what to do.
     """
-    prior, stft = load_prior(model)
+    prior, stft = load_prior(model, guide=guide)
     scheme = find_scheme(inference) if isinstance(inference, str) else inference
     enhancer = Enhancer(prior, scheme, stft=stft, device=device)
     return enhancer(mixture, lips, fps, lips_mask=lips_mask, sample_rate=sample_rate, seed=seed)

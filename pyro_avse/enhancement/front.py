@@ -76,7 +76,7 @@ def split(waveform: Waveform, level: float) -> Parts:
 
     x = waveform.astype(np.float64)
     x = without_clicks(x - x.mean(), level)
-    heard = sosfiltfilt(_high_pass(), x, padlen=min(len(x) - 1, AROUND * 10))
+    heard = sosfiltfilt(high_pass(), x, padlen=min(len(x) - 1, AROUND * 10))
     return Parts(heard / level, x - heard, level)
 
 
@@ -85,7 +85,7 @@ def log_response(frequencies: int, sample_rate: int = 16000) -> Float[np.ndarray
     from scipy.signal import sosfreqz
 
     hertz = np.linspace(0, sample_rate / 2, frequencies)
-    _, h = sosfreqz(_high_pass(), np.minimum(hertz, 0.999 * sample_rate / 2), fs=sample_rate)
+    _, h = sosfreqz(high_pass(), np.minimum(hertz, 0.999 * sample_rate / 2), fs=sample_rate)
     return np.maximum(4 * np.log(np.abs(h) + 1e-30), DEEPEST)  # power, forwards and backwards
 
 
@@ -166,7 +166,8 @@ def division(
     return 1 / (1 + np.exp(-logit)), p / p.sum(-1, keepdims=True), s, n
 
 
-def _high_pass() -> np.ndarray:
+def high_pass() -> np.ndarray:
+    """Its second-order sections at 16 kHz, of one of its two passes."""
     from scipy.signal import butter
 
     return butter(ORDER, CUTOFF, "high", fs=16000, output="sos")

@@ -35,3 +35,21 @@ def training_figure(history: Sequence[JSON], path: Path) -> None:
     axes[1, 1].set_title("mean responsibility of component 0, and pi", fontsize=9)
     axes[1, 1].legend(fontsize=8)
     save_figure(figure, path)
+
+
+def guide_figure(history: Sequence[JSON], path: Path) -> None:
+    """The objective of a guide, and the codes' part of it, round by round."""
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    rounds = [row["epoch"] for row in history]
+    left.plot(rounds, [row["train_objective"] for row in history], GREY, label="train")
+    left.plot(rounds, [row["valid_objective"] for row in history], BLUE, label="valid")
+    left.legend(fontsize=8)
+    right.plot(rounds, [row["valid_codes"] for row in history], BLUE)
+    for axes, title in (
+        (left, "log q of all that was drawn"),
+        (right, "log q of the codes, valid"),
+    ):
+        axes.set(xlabel="round", ylabel="nats / frame")
+        axes.set_title(title, fontsize=9)
+    save_figure(figure, path)

@@ -7,7 +7,7 @@ level under each clip's peak.
 """
 
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -58,9 +58,34 @@ def load_frames(
         InputError: no clip is left.
     """
     power, lips = [], []
+    usable = (u for u in utterances if u.lips is not None or not with_lips)
+    for spectrum, seen in load_clips(
+        usable, stft, with_lips=with_lips, noise_floor_db=noise_floor_db, seed=seed, level=level
+    ):
+        power.append(spectrum.abs().square())
+        if seen is not None:
+            lips.append(seen)
+    if not power:
+        raise InputError(
+            f"no clips{' with lips' if with_lips else ''} to train on in the data folders"
+        )
+    return Frames(torch.cat(power), torch.cat(lips) if with_lips else None)
+
+
+def load_clips(
+    utterances: Iterable[Utterance],
+    stft: STFT,
+    *,
+    with_lips: bool,
+    noise_floor_db: float | None,
+    seed: int,
+    level: Literal["peak", "speech"] = "peak",
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Each clip's STFT (frame, freq), complex, and its lips on the frames' grid where there are and are wanted.
+
+    Arguments as in `load_frames`.
+    """
     for utterance in utterances:
-        if with_lips and utterance.lips is None:
-            continue
         waveform = load_audio(utterance.audio).waveform
         waveform = waveform - waveform.mean()
         waveform = waveform / (np.abs(waveform).max() or 1.0)
@@ -70,13 +95,9 @@ def load_frames(
         if level == "speech":
             waveform = waveform / (speech_level(waveform) or 1.0)
         spectrum = stft.analyse(torch.from_numpy(waveform))
-        power.append(spectrum.abs().square())
-        if with_lips and utterance.lips is not None:
-            seen = load_lips(utterance.lips, fps=utterance.fps)
-            times = stft.frame_times(len(spectrum))
-            lips.append(torch.from_numpy(lips_on_grid(seen, times, len(waveform) / 16000)))
-    if not power:
-        raise InputError(
-            f"no clips{' with lips' if with_lips else ''} to train on in the data folders"
-        )
-    return Frames(torch.cat(power), torch.cat(lips) if with_lips else None)
+        if not with_lips or utterance.lips is None:
+            yield spectrum, None
+            continue
+        seen = load_lips(utterance.lips, fps=utterance.fps)
+        times = stft.frame_times(len(spectrum))
+        yield spectrum, torch.from_numpy(lips_on_grid(seen, times, len(waveform) / 16000))

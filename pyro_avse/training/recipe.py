@@ -95,12 +95,52 @@ class Recipe:
     training: Training = field(default_factory=Training)
 
 
+@dataclass(frozen=True)
+class GuideTraining:
+    """How a guide learns."""
+
+    rounds: int = 60
+    """A round is `steps` steps, a line of the log and a checkpoint."""
+    steps: int = 40
+    batch_size: int = 24
+    """Recordings a step, of `frames` each; some steps have fewer of longer ones, some more of shorter ones."""
+    frames: int = 120
+    learning_rate: float = 2e-3
+    """It falls to 2 % along a cosine."""
+    hearing: float = 0.05
+    """Of what the codes decode to, in the loss (`pyro_avse.training.amortise`)."""
+    wake: float = 0.0
+    """The share of reweighted wake-sleep in the loss, from 0 to 1."""
+    particles: int = 10
+    """Draws of the guide a frame for it."""
+
+
+@dataclass(frozen=True)
+class GuideRecipe:
+    """A training run of a guide for noisy speech; a TOML file whose first key is `prior`."""
+
+    prior: str
+    """A bundled name or a weight file; it stays as it is."""
+    seed: int = 0
+    half_precision: bool = False
+    start: str = ""
+    """Another guide, whose networks it starts from where they fit: a file, or the bundled prior that it came with."""
+    noise_floor_db: float = 40.0
+    """As in [data] of a prior's recipe."""
+    lips_dropped: float = 0.3
+    """How often a recording's lips are taken away in training."""
+    options: JSON = field(default_factory=dict)
+    """Of `NoisyGuide`: hidden, layers, causal."""
+    training: GuideTraining = field(default_factory=GuideTraining)
+
+
 Pipeline = dict[str, Recipe]
 """Stages by name, in the order in which they are trained."""
 
 
-def load_recipe(name: str | Path) -> Recipe | Pipeline:
-    """A recipe or a pipeline from a file, or a bundled one by its name ("default/a_vae", "paper/all").
+def load_recipe(name: str | Path) -> Recipe | Pipeline | GuideRecipe:
+    """A recipe, a pipeline or a guide's recipe from a file, or a bundled one by its name ("default/a_vae", "paper/all",
+    "default/guide_a_vae").
 
     Raises:
         InputError: no such recipe; not TOML; an unknown key, or a value of the wrong kind; a stage without a name, or
@@ -109,6 +149,8 @@ def load_recipe(name: str | Path) -> Recipe | Pipeline:
     content, source = _read(name)
     if "stage" in content:
         return parse_pipeline(content, source=source)
+    if "prior" in content:
+        return parse_guide_recipe(content, source=source)
     return parse_recipe(content, source=source)
 
 
@@ -158,6 +200,18 @@ def parse_recipe(content: JSON, *, source: str) -> Recipe:
         raise InputError(
             f"{source} [training]: epochs is 0: expected 1 or more, or [initialise] to assemble from"
         )
+    return recipe
+
+
+def parse_guide_recipe(content: JSON, *, source: str) -> GuideRecipe:
+    """A guide's recipe from TOML's tables."""
+    recipe: GuideRecipe = _parse(GuideRecipe, content, source)
+    for key in ("rounds", "steps", "batch_size", "frames", "particles", "learning_rate"):
+        if getattr(recipe.training, key) == 0:
+            raise InputError(f"{source} [training]: {key} is 0: expected more")
+    for name, share in (("wake", recipe.training.wake), ("lips_dropped", recipe.lips_dropped)):
+        if share > 1:
+            raise InputError(f"{source}: {name} is {share}: expected a share from 0 to 1")
     return recipe
 
 
@@ -223,7 +277,7 @@ def _parse(cls: type, content: JSON, where: str) -> Any:
         if key not in known:
             raise InputError(f"{where}: unknown key {key!r}{closest(key, known)}")
         kind = known[key].type
-        if kind in (Data, Training):
+        if kind in (Data, Training, GuideTraining):
             if not isinstance(value, dict):
                 raise InputError(f"{where}: {key} is a table: write [{key}]")
             values[key] = _parse(kind, value, f"{where} [{key}]")

@@ -20,33 +20,25 @@ from torch import Tensor, nn
 
 from pyro_avse.data.corpora.corpus import find_utterances
 from pyro_avse.enhancement.find import find_device
-from pyro_avse.files import make_folder, write_atomically
 from pyro_avse.models import MODELS
 from pyro_avse.stft import STFT
+from pyro_avse.training.amortise import train_guide
+from pyro_avse.training.folder import CHECKPOINT, CURVES, LOG, WEIGHTS, find_checkpoint, write_log
 from pyro_avse.training.frames import Frames, load_frames
-from pyro_avse.training.recipe import Pipeline, Recipe, load_recipe, split_source
+from pyro_avse.training.recipe import GuideRecipe, Pipeline, Recipe, load_recipe, split_source
 from pyro_avse.training.selection import EnhancementScore
 from pyro_avse.training.svi import Trainer, seeded
 from pyro_avse.typing import JSON, InputError
-from pyro_avse.weights.checkpoint import (
-    find_weights,
-    load_state,
-    load_tensors,
-    save_prior,
-    save_tensors,
-)
+from pyro_avse.weights.checkpoint import find_weights, save_prior
+from pyro_avse.weights.tensors import load_state, load_tensors, save_tensors
 
 SPLITS: tuple[Literal["train", "valid"], ...] = ("train", "valid")
-CHECKPOINT, WEIGHTS = "checkpoint.safetensors", "weights.safetensors"
-LOG, CURVES = "log.jsonl", "curves.png"
-
-
 Stages = Mapping[str, Path | tuple[nn.Module, STFT]]
 """Weights of earlier stages; in a rehearsal their models, not yet trained, and their STFTs."""
 
 
 def train(
-    recipe: Recipe | Pipeline | str | Path,
+    recipe: Recipe | Pipeline | GuideRecipe | str | Path,
     data: str | Path | Iterable[str | Path],
     out: str | Path,
     *,
@@ -55,10 +47,13 @@ def train(
     elbo: ELBO | None = None,
     progress: Callable[[JSON], None] | None = None,
 ) -> Path:
-    """Train a prior, or the stages of a pipeline, by maximising the bound (18); returns the path of the (last) weights.
+    """Train a prior, or the stages of a pipeline, by maximising the bound (18), or a guide for noisy speech.
+
+    Returns the path of the (last) weights.
 
     Args:
-        recipe: a recipe or pipeline, the name of a bundled one ("default/a_vae", "paper/all"), or a TOML file.
+        recipe: a recipe, a pipeline or a guide's recipe, the name of a bundled one ("default/a_vae", "paper/all"), or
+            a TOML file.
         data: corpus folders, or one, whose train and valid splits are used.
         out: folder for weights.safetensors, checkpoint.safetensors, log.jsonl (a line an epoch) and
             curves.png, the last two only of what is trained; of a pipeline, for a folder of these a stage.
@@ -72,17 +67,19 @@ def train(
         InputError: no usable data; `out` in use; weights to start from that do not fit; a wrong `elbo`.
     """
     out, device = Path(out), find_device(device)
-    if not isinstance(recipe, Recipe | dict):
+    if not isinstance(recipe, Recipe | GuideRecipe | dict):
         recipe = load_recipe(recipe)
-    stages = {"": recipe} if isinstance(recipe, Recipe) else recipe  # out / "" is out
     roots = [data] if isinstance(data, str | Path) else list(data)
+    if isinstance(recipe, GuideRecipe):
+        return train_guide(recipe, roots, out, resume=resume, device=device, progress=progress)
+    stages = {"": recipe} if isinstance(recipe, Recipe) else recipe  # out / "" is out
     load = cache(partial(_load_split, roots))  # stages of one kind share their frames
     rehearsed: dict[str, tuple[nn.Module, STFT]] = {}
     for name, stage in stages.items():
         try:
             prior = build_prior(stage, rehearsed)
             rehearsed[name] = prior, STFT(hop=stage.data.hop)
-            _find_checkpoint(out / name, stage, resume)
+            find_checkpoint(out / name, _settings(stage), resume)
             _load_frames(stage, prior, load)
         except InputError as error:
             if not name:
@@ -125,7 +122,7 @@ def _train_stage(
     stft = STFT(hop=recipe.data.hop)
     prior = build_prior(recipe, stages).to(device)
     header = {"recipe": _settings(recipe), "sources": _checksums(recipe, stages)}
-    checkpoint = _find_checkpoint(out, recipe, resume)
+    checkpoint = find_checkpoint(out, header["recipe"], resume)
     if checkpoint is not None and checkpoint[1].get("sources") != header["sources"]:
         raise InputError(
             f"{out / CHECKPOINT}: started from other weights than [initialise] now names: choose another --out"
@@ -263,30 +260,6 @@ def _checksums(recipe: Recipe, stages: Stages) -> dict[str, int]:
 
 def _settings(recipe: Recipe) -> JSON:
     return json.loads(json.dumps(asdict(recipe)))
-
-
-def write_log(path: Path, history: list[JSON]) -> None:
-    """A line an epoch, as JSON."""
-    lines = "".join(json.dumps(row) + "\n" for row in history)
-    write_atomically(path, lines.encode())
-
-
-def _find_checkpoint(
-    out: Path, recipe: Recipe, resume: bool
-) -> tuple[dict[str, Tensor], JSON] | None:
-    """The checkpoint to go on from, if any; makes the folder."""
-    make_folder(out)
-    path = out / CHECKPOINT
-    if not path.exists():
-        return None
-    if not resume:
-        raise InputError(
-            f"{out}: holds a training run: go on with --resume, or choose another --out"
-        )
-    tensors, header = load_tensors(path)
-    if header.get("recipe") != _settings(recipe):
-        raise InputError(f"{path}: was trained by another recipe: choose another --out")
-    return tensors, header
 
 
 def _load_frames(recipe: Recipe, prior: Any, load: Callable[..., Frames]) -> list[Frames]:

@@ -42,7 +42,7 @@ from pyro_avse.training.frames import Frames
 from pyro_avse.training.recipe import Recipe
 from pyro_avse.training.tilt import tilt_spectra
 from pyro_avse.typing import JSON, InputError, Responsibilities, SpeechPrior
-from pyro_avse.weights.checkpoint import load_state
+from pyro_avse.weights.tensors import load_state
 
 
 class Trainer:

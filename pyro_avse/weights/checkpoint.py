@@ -1,62 +1,22 @@
-"""Weights on disk: safetensors, with the model's name and options as JSON in its header. Loading one can run no code.
+"""Priors on disk: safetensors, with the model's name and options as JSON in its header. Loading one can run no code.
 
 A weight file holds what `load_prior` needs and no more: {"model", "options", "stft", ...} under the header's one key
 "pyro_avse" (one, because the order of several is not reproducible), and the parameters.
 """
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from torch import Tensor, nn
+from torch import nn
 
 from pyro_avse.errors import closest
-from pyro_avse.files import write_atomically
 from pyro_avse.models import MODELS
 from pyro_avse.stft import STFT
-from pyro_avse.typing import JSON, InputError
+from pyro_avse.typing import InputError
 from pyro_avse.weights.cards import FOLDER, Card, load_cards
-
-HEADER = "pyro_avse"
-
-
-def save_tensors(path: Path, tensors: dict[str, Tensor], header: JSON) -> None:
-    """Write tensors and a JSON header, beside and then renamed: a reader sees the old file or the new one."""
-    data = save(
-        {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())},
-        metadata={HEADER: json.dumps(header)},
-    )
-    write_atomically(path, data)
-
-
-def load_tensors(path: Path) -> tuple[dict[str, Tensor], JSON]:
-    """The tensors, on the CPU, and the JSON header of a file of `save_tensors`.
-
-    Raises:
-        InputError: no such file; not safetensors, or cut short; or not one of ours.
-    """
-    if not os.path.isfile(path):
-        raise InputError(f"{path}: no such weight file")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise InputError(
-            f"{path}: not a whole safetensors file ({error}): copy it again, or train anew"
-        ) from None
-    if HEADER not in metadata:
-        raise InputError(f"{path}: safetensors, but without pyro_avse's header: not our weights")
-    try:
-        header = json.loads(metadata[HEADER])
-    except ValueError:
-        header = None
-    if not isinstance(header, dict):
-        raise InputError(f"{path}: its header is no JSON object: copy it again, or train anew")
-    return tensors, header
+from pyro_avse.weights.guides import load_guide, own_guide
+from pyro_avse.weights.tensors import load_state, load_tensors, save_tensors
 
 
 def save_prior(path: Path, prior: nn.Module, stft: STFT, *, half: bool = False) -> None:
@@ -71,22 +31,34 @@ def save_prior(path: Path, prior: nn.Module, stft: STFT, *, half: bool = False) 
     save_tensors(path, {k: v.half() for k, v in state.items()} if half else state, header)
 
 
-def load_prior(name: str | Path) -> tuple[Any, STFT]:
+def load_prior(name: str | Path, *, guide: str | Path | None = "own") -> tuple[Any, STFT]:
     """A speech prior, float32 and frozen, and its STFT, from a bundled name ("a_vae") or a weight file.
 
-    The prior is a `SpeechPrior` and an `nn.Module`, for which Python has no type: Any.
+    The prior is a `SpeechPrior` and an `nn.Module`, for which Python has no type: Any. Its `noise_guide` is its guide
+    for noisy speech, or None.
+
+    Args:
+        guide: "own": the one that came with a bundled prior, or lies beside a weight file as guide.safetensors, if
+            there is one; None: none; or a guide's file.
 
     Raises:
-        InputError: unknown name; not a weight file of ours; an unknown model or tensors of another shape.
+        InputError: unknown name; not a weight file of ours; an unknown model or tensors of another shape; a guide of
+            another prior.
     """
     card = load_cards().get(str(name), {})
     prior, stft = _assemble(card) if "parts" in card else _load_file(find_weights(name))
-    return prior.float().eval().requires_grad_(False), stft
+    prior = prior.float().eval().requires_grad_(False)
+    path = own_guide(name) if guide == "own" else guide
+    found = None if path is None else load_guide(path, prior, stft)
+    object.__setattr__(
+        prior, "noise_guide", found
+    )  # no submodule: it is no part of the prior's weights
+    return prior, stft
 
 
 def _assemble(card: Card) -> tuple[nn.Module, STFT]:
     """What a recipe without epochs gives: a model whose submodules are bundled models, as they are."""
-    loaded = {part: load_prior(weights) for part, weights in card["parts"].items()}
+    loaded = {part: load_prior(weights, guide=None) for part, weights in card["parts"].items()}
     prior = MODELS[card["model"]](**{part: its.options for part, (its, _) in loaded.items()})
     for part, (its, _) in loaded.items():
         setattr(prior, part, its)
@@ -108,20 +80,6 @@ def _load_file(path: Path) -> tuple[nn.Module, STFT]:
         ) from None
     load_state(prior, tensors, path)
     return prior, stft
-
-
-def load_state(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
-    """Copy tensors into a module's state, refusing missing, unknown and misshapen ones by name."""
-    state = module.state_dict()
-    for name in sorted(state.keys() ^ tensors.keys()):
-        what = "lacks" if name in state else "has an unknown tensor"
-        raise InputError(f"{path}: {what} {name!r}: weights of another model or version")
-    for name, tensor in tensors.items():
-        if tensor.shape != state[name].shape:
-            raise InputError(
-                f"{path}: {name} is {tuple(tensor.shape)}, this model's is {tuple(state[name].shape)}"
-            )
-        state[name].copy_(tensor)
 
 
 def bundled_weights() -> list[str]:

@@ -1,0 +1,69 @@
+"""What a guide for noisy speech gives a scheme to start with: codes, W and H, gain, response. (28), (31)
+
+The guide (`models/guide.py`) is q(z, alpha, g, a, noise | x, v), amortised. A scheme takes its means:
+
+    z        a chain at each component's mean in turn, the likeliest component's first
+    W, H     Itakura-Saito NMF of the guide's noise variance, the noise model's prior on H included
+    g, a     as believed, where the noise model has them
+
+and `encode`, what kernels and importance sampling propose from, becomes q(z_n | alpha_n = k, x, v) itself.
+"""
+
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pyro_avse.distributions import unchecked_normal
+from pyro_avse.inference.nmf import (
+    Activations,
+    Dictionary,
+    is_nmf_update_H,
+    is_nmf_update_W,
+    normalise,
+)
+from pyro_avse.models.nmf_noise import VARIANCE_FLOOR, NoiseModel
+from pyro_avse.typing import FrameMask, Guess, Power
+
+UPDATES = 8
+"""Of W and of H each."""
+
+
+def first_component(guess: Guess) -> Guess:
+    """What a mixture's guide believes where component 0, which is audio, is all there is."""
+    codes = unchecked_normal(guess.codes.mean[:1], guess.codes.stddev[:1])
+    r = torch.ones_like(guess.responsibilities[:1])
+    return replace(guess, codes=codes, responsibilities=r)
+
+
+def guessed_codes(guess: Guess, chains: int) -> Float[Tensor, "chain *utterance frame latent"]:
+    """Where chains start: at the component means of each frame, the likeliest first, in turn."""
+    mean, r = guess.codes.mean, guess.responsibilities
+    order = r.argsort(0, descending=True)[..., None].expand(mean.shape)
+    ranked = mean.gather(0, order)
+    return torch.stack([ranked[chain % len(mean)] for chain in range(chains)])
+
+
+def guessed_factors(
+    guess: Guess,
+    noise: NoiseModel,
+    W: Dictionary,
+    H: Activations,
+    *,
+    mask: FrameMask | None = None,
+) -> tuple[Dictionary, Activations]:
+    """W and H, from where they would start at random, fitted to the noise that the guide hears."""
+    V: Power = guess.log_noise.mean.exp().clamp_min(VARIANCE_FLOOR)
+    if mask is not None:
+        V = torch.where(mask[..., None], V, V.new_ones(()))
+    frames = V if mask is None else torch.where(mask[..., None], V, 0)
+    loud = frames.mean(-2)  # of each frequency
+    W = W * loud[..., None, :]
+    W = W / W.sum(-1, keepdim=True)
+    H = torch.ones_like(H) * (V.sum(-1) / H.shape[-1])[..., None]
+    for _ in range(UPDATES):
+        H = is_nmf_update_H(V, W, H, exponent=0.5, smoothness=noise.smoothness, mask=mask)
+        W = is_nmf_update_W(V, W, H, exponent=0.5, mask=mask)
+        W, H = normalise(W, H)
+    return W, H

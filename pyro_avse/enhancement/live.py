@@ -1,0 +1,382 @@
+"""Sound that is still coming in: blocks in, blocks out, some 0.23 s later.
+
+    stream = Enhancer(prior, LDEM(), guide=causal_guide).stream(sample_rate=16000)
+    for block in microphone:                       # any number of samples
+        play(stream.push(block))
+    play(stream.flush())                           # as many samples came out as went in
+
+Every three frames (0.1 s) the window of the last 1.5 s is taken once more through the scheme's own E- and M-step. What
+it knew is carried on: W, H, the gain, the microphone's response and the chains. New frames start where the causal guide
+says: their codes, and H, at the dictionary W as it is, from the noise that it hears. Then the window's newest frames
+are filtered and leave. What is done is the scheme's EM on a window that slides; nothing depends on how samples were
+pushed.
+
+The front (`pyro_avse.enhancement.front`) is the offline one as far as can be: its high-pass runs forwards, and
+backwards over the 60 ms that are known after a frame; the level is that of the last 30 s; lone clicks stay. Memory is
+constant. `Stream.delay` seconds pass at most between a sample and its enhanced one: a window, three frames and 60 ms.
+"""
+
+import math
+from collections import deque
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import soxr
+import torch
+from jaxtyping import Float, Float32, Shaped
+
+from pyro_avse.data.media.level import BAND, MOMENT, level_of_moments
+from pyro_avse.defaults import SAMPLE_RATE
+from pyro_avse.enhancement.front import Parts, high_pass, low_speech
+from pyro_avse.inference.em import Observation
+from pyro_avse.inference.ldem import LDEM
+from pyro_avse.inference.mcem import MCEM
+from pyro_avse.inference.monte_carlo import MCEMState
+from pyro_avse.inference.nmf import is_nmf_update_H
+from pyro_avse.inference.run import unchecked
+from pyro_avse.models.ear import Memory
+from pyro_avse.models.guide import NoisyGuide
+from pyro_avse.stft import STFT
+from pyro_avse.typing import Guess, InputError
+
+BLOCK, WINDOW = 3, 45
+"""Frames that leave at once, and that are looked at."""
+AHEAD = 960
+"""Samples at 16 kHz that the high-pass looks ahead: 60 ms."""
+LEVEL_MOMENTS = 940
+"""The last 30 s say how loud the recording is."""
+LOW_CONTEXT = 2 * SAMPLE_RATE
+"""Samples of the past that say how what is below the cutoff divides."""
+CHUNK = 0.01
+"""Seconds that are resampled at a time."""
+STEPS = 2
+"""EM iterations a block."""
+
+
+def live_scheme() -> LDEM:
+    """`ldem` with what a block has time for: two chains, few steps."""
+    return LDEM(
+        iterations=STEPS, first_warmup=2, warmup=2, draws=2, final_warmup=2, final_draws=4, chains=2
+    )
+
+
+class Stream:
+    """One recording on its way through; `Enhancer.stream` makes it.
+
+    Args:
+        prior: as the front's filter lets it be heard.
+        guide: causal, of that prior.
+        scheme: `mcem` or `ldem`, with its settings of a block.
+        sample_rate: of the samples that are pushed, in Hz.
+        seed: of every random draw.
+
+    Raises:
+        InputError: a guide that looks ahead; a scheme without chains that go on.
+    """
+
+    def __init__(
+        self,
+        prior: Any,
+        guide: NoisyGuide,
+        *,
+        scheme: MCEM | None = None,
+        stft: STFT | None = None,
+        sample_rate: int = SAMPLE_RATE,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if not getattr(guide, "causal", False):
+            raise InputError(
+                "a stream needs a guide that sees the past alone: train one with causal = true under [options]"
+            )
+        if sample_rate < 8000:
+            raise InputError(f"a stream at {sample_rate} Hz: give it in Hz, 8000 or more")
+        self.prior, self.guide, self.device = prior, guide, torch.device(device)
+        self.scheme = live_scheme() if scheme is None else scheme
+        if not isinstance(self.scheme, MCEM):
+            raise InputError("a stream goes on with its chains: take ldem or mcem")
+        self.stft = STFT() if stft is None else stft
+        self.sample_rate = sample_rate
+        self.rng = torch.Generator(device=self.device).manual_seed(seed)
+        self.state: MCEMState | None = None
+        self.level = 0.0
+        self._pushed = self._given = 0
+        self._flushed = False
+        self._chunk = max(1, round(CHUNK * sample_rate))
+        self._waiting = np.zeros(0)
+        self._resamplers = None
+        if sample_rate != SAMPLE_RATE:
+            rates = ((sample_rate, SAMPLE_RATE), (SAMPLE_RATE, sample_rate))
+            self._resamplers = [soxr.ResampleStream(a, b, 1, dtype="float64") for a, b in rates]
+        self._sound = Sound(self.stft)
+        self._memory: Memory | None = None
+        self._spectra = torch.zeros(
+            0, self.stft.n_fft // 2 + 1, dtype=torch.complex64, device=self.device
+        )
+        self._out = Overlap(self.stft)
+
+    @property
+    def delay(self) -> float:
+        """Seconds between a sample and its enhanced one, at most."""
+        resampling = 0 if self._resamplers is None else 0.02
+        return (self.stft.n_fft + BLOCK * self.stft.hop + AHEAD) / SAMPLE_RATE + CHUNK + resampling
+
+    def push(
+        self, samples: Shaped[np.ndarray, "sample"], sample_rate: int | None = None
+    ) -> Float32[np.ndarray, "enhanced"]:
+        """The next samples of one channel, floating point; what of the enhanced is done by now, perhaps nothing.
+
+        Raises InputError for an empty block, another rate than the stream's, integers, NaN, and after `flush`.
+        """
+        if self._flushed:
+            raise InputError("the stream was flushed: begin another one")
+        if sample_rate is not None and sample_rate != self.sample_rate:
+            raise InputError(
+                f"a block at {sample_rate} Hz in a stream of {self.sample_rate} Hz: resample it, or begin a new stream"
+            )
+        samples = np.asarray(samples)
+        if samples.ndim != 1 or samples.dtype.kind != "f":
+            raise InputError(
+                f"a block of {samples.dtype} and shape {samples.shape}: give one channel of floating-point samples"
+            )
+        if len(samples) == 0:
+            raise InputError("an empty block: push samples, or flush at the end")
+        if not np.isfinite(samples).all():
+            raise InputError("a block holds NaN or infinite samples: mend it")
+        self._pushed += len(samples)
+        self._waiting = np.concatenate([self._waiting, samples.astype(np.float64)])
+        done = [np.zeros(0)]
+        while len(self._waiting) >= self._chunk:
+            chunk, self._waiting = np.split(self._waiting, [self._chunk])
+            done.append(self._enhanced(chunk))
+        return self._leave(np.concatenate(done))
+
+    def flush(self) -> Float32[np.ndarray, "enhanced"]:
+        """The rest: with what `push` returned, as many samples as were pushed."""
+        if self._flushed:
+            raise InputError("the stream was flushed already: begin another one")
+        self._flushed = True
+        missing = self._pushed - self._given
+        done = [self._enhanced(self._waiting)] if len(self._waiting) else []
+        silence = np.zeros(self._chunk)
+        while sum(map(len, done)) < missing:
+            done.append(self._enhanced(silence))
+        rest = np.concatenate([np.zeros(0), *done])[:missing]
+        return self._leave(rest)
+
+    def _leave(self, done: np.ndarray) -> Float32[np.ndarray, "enhanced"]:
+        self._given += len(done)
+        return done.astype(np.float32)
+
+    def _enhanced(self, chunk: np.ndarray) -> np.ndarray:
+        """What a chunk at the stream's rate completes, at that rate."""
+        if self._resamplers is None:
+            return self._enhanced_16k(chunk)
+        into, back = self._resamplers
+        done = self._enhanced_16k(into.resample_chunk(chunk))
+        return back.resample_chunk(done)
+
+    def _enhanced_16k(self, samples: np.ndarray) -> np.ndarray:
+        self._sound.add(samples)
+        done = [np.zeros(0)]
+        while (frames := self._sound.take_frames(BLOCK)) is not None:
+            done.append(self._block(frames))
+        return np.concatenate(done)
+
+    @unchecked
+    def _block(self, spectra: torch.Tensor) -> np.ndarray:
+        """The enhanced samples that a block of frames completes."""
+        speech, level = torch.zeros_like(spectra), self._sound.level
+        if level > 0:  # not digital silence so far
+            speech = self._filtered(spectra.to(self.device), level).cpu()
+        heard = self._out.add(speech)
+        return heard + self._low(len(heard))
+
+    def _low(self, count: int) -> np.ndarray:
+        """What of the newest `count` samples below the cutoff is speech's, by the last two seconds."""
+        stop = self._out.speech.stop
+        start = max(self._out.speech.start, stop - LOW_CONTEXT)
+        if stop - start < 2 * self.stft.n_fft:
+            return np.zeros(count)
+        parts = Parts(self._sound.heard.get(start, stop), self._sound.low(start, stop), 1.0)
+        found = low_speech(parts, self._out.speech.get(start, stop), self.stft)[-count:]
+        self._sound.forget(start)
+        return found
+
+    def _filtered(self, spectra: torch.Tensor, level: float) -> torch.Tensor:
+        """Speech of the newest frames, in the recording's unit."""
+        new = len(spectra)
+        if self.state is not None and self.level != level:
+            self.state = rescaled(self.state, (self.level / level) ** 2)
+        self.level = level
+        x_new = spectra / level
+        guess, self._memory = self.guide.carry_on(x_new.abs().square().float(), self._memory)
+        known = min(len(self._spectra), WINDOW - new)
+        self._spectra = torch.cat([self._spectra[len(self._spectra) - known :], spectra])
+        x = self._spectra / level
+        observation = Observation(self.prior, x, x.real.square() + x.imag.square(), None, None)
+        self.state = self._start(observation, guess, known, new)
+        for _ in range(self.scheme.iterations):
+            self.state = self.scheme.step(observation, self.state, rng=self.rng)
+        found = self.scheme.finish(observation, self.state, rng=self.rng)
+        self.state = replace(self.state, z=found.z)
+        return level * found.speech[-new:]
+
+    def _start(self, observation: Observation, guess: Guess, known: int, new: int) -> MCEMState:
+        """The state over the window: what was known of its frames, and what the guide says of the new ones."""
+        ending = replace(
+            observation, x=observation.x[-new:], power=observation.power[-new:], guess=guess
+        )
+        fresh = self.scheme.init(ending, rng=self.rng)
+        if self.state is None:
+            return fresh
+        old, W = self.state, self.state.dictionary
+        V = guess.log_noise.mean.exp()
+        H = fresh.activations
+        for _ in range(4):
+            H = is_nmf_update_H(V, W, H, exponent=0.5)
+
+        def joined(before: torch.Tensor, after: torch.Tensor, dim: int) -> torch.Tensor:
+            return torch.cat([before.narrow(dim, before.shape[dim] - known, known), after], dim)
+
+        gain = old.gain[-1:].expand(new)
+        power = observation.power
+        return replace(
+            old,
+            activations=joined(old.activations, H, 0),
+            responsibilities=joined(old.responsibilities, fresh.responsibilities, 1),
+            z=joined(old.z, fresh.z, 1),
+            gain=joined(old.gain, gain, 0),
+            speech_power=joined(old.speech_power, power[-new:], 0),
+            kernel=self.scheme.kernel,
+            iteration=1,
+        )
+
+
+def rescaled(state: MCEMState, power: float) -> MCEMState:
+    """A state in a unit in which all powers are `power` times as large."""
+    return replace(state, activations=state.activations * power, gain=state.gain * power)
+
+
+class Tail:
+    """The end of a signal that grows, its samples known by their place in the whole."""
+
+    def __init__(self) -> None:
+        self.start, self.samples = 0, np.zeros(0)
+
+    @property
+    def stop(self) -> int:
+        return self.start + len(self.samples)
+
+    def add(self, samples: np.ndarray) -> None:
+        self.samples = np.concatenate([self.samples, samples])
+
+    def get(self, start: int, stop: int) -> np.ndarray:
+        """From one place to another; zeros before the signal began."""
+        ahead = max(0, -start)
+        return np.pad(self.samples[max(start, 0) - self.start : stop - self.start], (ahead, 0))
+
+    def forget(self, before: int) -> None:
+        cut = max(0, min(before, self.stop) - self.start)
+        self.start, self.samples = self.start + cut, self.samples[cut:]
+
+
+class Sound:
+    """A recording at 16 kHz as it comes: its level so far, and its frames behind the high-pass."""
+
+    def __init__(self, stft: STFT) -> None:
+        from scipy.signal import butter
+
+        self.stft = stft
+        self.raw, self.forwards, self.heard = Tail(), Tail(), Tail()
+        """As it came; through the high-pass once; and, where enough is known, back through it."""
+        self._high_pass = high_pass()
+        self._band = butter(2, BAND, "bandpass", fs=SAMPLE_RATE, output="sos")
+        self._states: list[np.ndarray] = []
+        self._moment = np.zeros(0)
+        self._rms: deque[float] = deque(maxlen=LEVEL_MOMENTS)
+        self._frame = 0
+        self._sum = 0.0
+
+    @property
+    def level(self) -> float:
+        """`speech_level` of the last 30 s; 0 of silence."""
+        return level_of_moments(np.array(self._rms)) if self._rms else 0.0
+
+    def add(self, samples: Float[np.ndarray, "sample"]) -> None:
+        """The next samples."""
+        from scipy.signal import sosfilt, sosfilt_zi
+
+        if not len(samples):
+            return
+        if not self._states:
+            self._states = [sosfilt_zi(sos) * samples[0] for sos in (self._high_pass, self._band)]
+        passed, self._states[0] = sosfilt(self._high_pass, samples, zi=self._states[0])
+        band, self._states[1] = sosfilt(self._band, samples, zi=self._states[1])
+        self.raw.add(samples)
+        self.forwards.add(passed)
+        self._sum += float(samples.sum())
+        self._moment = np.concatenate([self._moment, band])
+        while len(self._moment) >= MOMENT:
+            moment, self._moment = np.split(self._moment, [MOMENT])
+            self._rms.append(float(np.sqrt(np.mean(moment**2))))
+
+    def low(self, start: int, stop: int) -> np.ndarray:
+        """What the high-pass took off, but for the mean of all so far."""
+        mean = self._sum / self.raw.stop
+        return self.raw.get(start, stop) - mean - self.heard.get(start, stop)
+
+    def take_frames(self, count: int) -> torch.Tensor | None:
+        """The STFT of the next frames, (count, freq); None while too little is known."""
+        from scipy.signal import sosfilt
+
+        hop, half = self.stft.hop, self.stft.n_fft // 2
+        needed = (self._frame + count - 1) * hop + half
+        if self.forwards.stop < needed + AHEAD:
+            return None
+        ahead = self.forwards.get(self.heard.stop, needed + AHEAD)
+        self.heard.add(sosfilt(self._high_pass, ahead[::-1])[::-1][:-AHEAD])
+        self.forwards.forget(needed)
+        start = (self._frame - self._before) * hop
+        segment = torch.from_numpy(self.heard.get(start, needed).astype(np.float32))
+        spectra = self.stft.analyse(segment)[self._before : self._before + count]
+        self._frame += count
+        return spectra
+
+    @property
+    def _before(self) -> int:
+        """Frames before one whose centres its window reaches: analysed with it, they are incomplete."""
+        reach = math.ceil(self.stft.n_fft / 2 / self.stft.hop)
+        return min(self._frame, reach)
+
+    def forget(self, before: int) -> None:
+        """Of all that is no longer asked."""
+        self.raw.forget(before)
+        self.heard.forget(min(before, (self._frame - 2) * self.stft.hop - self.stft.n_fft))
+
+
+class Overlap:
+    """Frames in, the samples that they complete out: the STFT's synthesis, block by block."""
+
+    def __init__(self, stft: STFT) -> None:
+        self.stft = stft
+        self.speech = Tail()
+        self._last = torch.zeros(0, stft.n_fft // 2 + 1, dtype=torch.complex64)
+        self._frames = 0
+
+    def add(self, spectra: torch.Tensor) -> np.ndarray:
+        """The samples that no later frame reaches."""
+        hop, half = self.stft.hop, self.stft.n_fft // 2
+        first = self._frames - len(self._last)
+        frames = torch.cat([self._last, spectra])
+        ending = torch.cat(
+            [frames, torch.zeros_like(frames[:1])]
+        )  # it reaches no sample that is kept
+        waveform = self.stft.synthesise(ending, len(frames) * hop).numpy().astype(np.float64)
+        self._frames += len(spectra)
+        done = waveform[self.speech.stop - first * hop : len(frames) * hop - half]
+        self.speech.add(done)
+        self.speech.forget(self.speech.stop - LOW_CONTEXT - self.stft.n_fft)
+        self._last = frames[-math.ceil(self.stft.n_fft / hop) :]
+        return done

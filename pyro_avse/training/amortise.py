@@ -1,0 +1,326 @@
+"""Training a guide for noisy speech: the sleep phase of wake-sleep, or reweighted wake-sleep. (14), (17), (31)
+
+Sleep [Hinton et al. 1995; Le, Baydin, Wood 2017]: on draws of the program (`draw_pairs`) the forward divergence falls,
+
+    E_p [ -log q(log g) - log q(a) - w log q(log WH) - sum_n sum_k r_nk (log q(alpha_n = k) + log q(z_nk | k)) ]
+
+with alpha_n enumerated: z_nk is a draw of component k's encoder at the clean frame, r_nk what that weighs (22). The
+noise has hundreds of coefficients a frame that are known together; w = 0.05 keeps them from drowning the codes.
+
+Hearing: codes are for what they decode to. With weight `hearing` the loss has besides, at the means mu_nk of q,
+
+    -sum_n sum_k r_nk log N_c(s_n + b_n / 10; 0, g c sigma_k(mu_nk) + W H / 100)
+
+the likelihood of the same recording with its noise 20 dB fainter. Where sound leaves several codes open, the forward
+divergence asks for their mean, whose variance is a geometric mean and too small; this asks for E|s|^2, which a Wiener
+filter wants. The scales of q learn from the divergence alone.
+
+Wake [Bornschein and Bengio 2015]: the same x, but z is proposed by q itself, R times a frame, and counts by importance,
+
+    -sum_r u_r log q(z_r),   u_r = softmax_r log p(x, z_r | W, H, g, a) - log q(z_r)
+
+Where q is far from the posterior one draw takes all the weight; `wake` of a recipe is the share of it in the loss.
+
+Steps come in rounds. A round seeds its own draws, and a checkpoint holds all that the next one depends on, so that a
+run that was killed ends in the same bytes.
+"""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from pyro_avse.data.corpora.corpus import find_utterances
+from pyro_avse.enhancement.front import log_response
+from pyro_avse.inference.target import CollapsedTarget
+from pyro_avse.models.guide import NoisyGuide
+from pyro_avse.models.nmf_noise import response_basis
+from pyro_avse.stft import STFT
+from pyro_avse.training.folder import CHECKPOINT, CURVES, LOG, WEIGHTS, find_checkpoint, write_log
+from pyro_avse.training.pairs import CLEARER, Pairs, Speech, draw_pairs, load_speech
+from pyro_avse.training.recipe import GuideRecipe
+from pyro_avse.training.svi import seeded
+from pyro_avse.typing import JSON, Guess, InputError
+from pyro_avse.weights.checkpoint import load_prior
+from pyro_avse.weights.guides import own_guide, read_guide, save_guide
+from pyro_avse.weights.tensors import load_state, save_tensors
+
+NOISE_WEIGHT = 0.05
+"""w."""
+VALID_BATCHES, CLIP = 4, 30.0
+"""Batches that say how good the guide is, and the largest norm of a gradient."""
+SHORTEST, LONGEST = 0.5, 1.6
+"""Of a recipe's frames, what a step's recordings may have; there are then more of them, or fewer."""
+
+
+class Amortiser:
+    """One training run of a guide, a round at a time."""
+
+    def __init__(
+        self, guide: NoisyGuide, recipe: GuideRecipe, train: Speech, valid: Speech, stft: STFT
+    ) -> None:
+        self.guide, self.recipe, self.stft = guide, recipe, stft
+        self.train, self.valid = train, valid
+        rate = recipe.training.learning_rate
+        self.optimiser = torch.optim.Adam(guide.parameters(), lr=rate, fused=True)
+        self.history: list[JSON] = []
+        self.best: dict[str, Tensor] = {}
+        if recipe.training.wake and any(guide.prior.components_see):
+            raise InputError(
+                "wake above 0 with a prior whose components look at the lips: train by sleep alone"
+            )
+
+    @property
+    def device(self) -> torch.device:
+        return self.guide.noise_scale.device
+
+    @property
+    def finished(self) -> bool:
+        return len(self.history) >= self.recipe.training.rounds
+
+    def run_round(self) -> JSON:
+        """`steps` steps, then the validation loss; returns the log's line. Raises InputError where it is not finite."""
+        number, options = len(self.history), self.recipe.training
+        rate = self._learning_rate(number)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        total = torch.zeros((), device=self.device)
+        with seeded(self.recipe.seed, number, device=self.device):
+            for step in range(options.steps):
+                with pyro.validation_enabled(number == 0 and step == 0):
+                    total += self.step()
+        scores = self.validate()
+        row = {
+            "epoch": number,
+            "learning_rate": rate,
+            "train_objective": -float(total) / options.steps,
+            **scores,
+        }
+        if not math.isfinite(row["valid_objective"]):
+            raise InputError(
+                f"training diverged in round {number} (the objective is {row['valid_objective']}): lower "
+                "learning_rate"
+            )
+        if row["valid_objective"] >= max(
+            (r["valid_objective"] for r in self.history), default=-math.inf
+        ):
+            self.best = {name: t.detach().clone() for name, t in self.guide.state_dict().items()}
+        self.history.append(row)
+        return row
+
+    def step(self) -> Tensor:
+        """One of Adam's; the loss, detached."""
+        options = self.recipe.training
+        share = SHORTEST + (LONGEST - SHORTEST) * float(torch.rand(()))
+        num_frames = max(2, round(share * options.frames))
+        utterances = max(1, round(options.batch_size / share))
+        pairs = draw_pairs(
+            self.train,
+            utterances=utterances,
+            num_frames=num_frames,
+            stft=self.stft,
+            lips_dropped=self.recipe.lips_dropped,
+            device=self.device,
+        )
+        q = self.believe(pairs)
+        loss = sleep_loss(self.guide, q, pairs)
+        if options.hearing:
+            loss = loss + options.hearing * hearing_loss(self.guide, q, pairs)
+        if options.wake:
+            wake = wake_loss(self.guide, q, pairs, options.particles)
+            loss = (1 - options.wake) * loss + options.wake * wake
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.guide.parameters(), CLIP)
+        self.optimiser.step()
+        return loss.detach()
+
+    def believe(self, pairs: Pairs) -> Guess:
+        """The guide's q of the pairs' recordings."""
+        heard = self.guide.ear(pairs.power, pairs.seen, lips_mask=pairs.lips_mask)
+        return self.guide.read(*heard)
+
+    @torch.no_grad()
+    def validate(self) -> JSON:
+        """Minus the loss on pairs of held-out speech, the same in every round, and the codes' part of it."""
+        total = codes = 0.0
+        for number in range(VALID_BATCHES):
+            with seeded(self.recipe.seed, 1, number, device=self.device):
+                pairs = draw_pairs(
+                    self.valid,
+                    utterances=self.recipe.training.batch_size,
+                    num_frames=self.recipe.training.frames,
+                    stft=self.stft,
+                    lips_dropped=self.recipe.lips_dropped,
+                    device=self.device,
+                )
+            q = self.believe(pairs)
+            total -= float(sleep_loss(self.guide, q, pairs))
+            log_q = q.codes.log_prob(pairs.codes)
+            codes += float((pairs.responsibilities * log_q).sum(0).mean())
+        return {"valid_objective": total / VALID_BATCHES, "valid_codes": codes / VALID_BATCHES}
+
+    def _learning_rate(self, number: int) -> float:
+        options = self.recipe.training
+        fall = 0.5 * (1 + math.cos(math.pi * number / options.rounds))
+        return options.learning_rate * (0.02 + 0.98 * fall)
+
+    def snapshot(self, header: JSON) -> tuple[dict[str, Tensor], JSON]:
+        """All that the next round depends on."""
+        tensors = {f"guide.{k}": v for k, v in self.guide.state_dict().items()}
+        tensors |= {f"best.{k}": v for k, v in self.best.items()}
+        for name, parameter in self.guide.named_parameters():
+            for key, value in self.optimiser.state[parameter].items():
+                tensors[f"adam.{name}.{key}"] = value
+        return tensors, header | {"history": self.history}
+
+    def restore(self, tensors: dict[str, Tensor], header: JSON, *, path: Path) -> None:
+        """Go back to a `snapshot`."""
+        part: dict[str, dict[str, Tensor]] = {"guide": {}, "best": {}, "adam": {}}
+        for name, tensor in tensors.items():
+            prefix, _, rest = name.partition(".")
+            part[prefix][rest] = tensor.to(self.device)
+        load_state(self.guide, part["guide"], path)
+        self.best, self.history = part["best"], header["history"]
+        for name, parameter in self.guide.named_parameters():
+            if f"{name}.step" in part["adam"]:
+                self.optimiser.state[parameter] = {
+                    key: part["adam"][f"{name}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq")
+                }
+
+
+def sleep_loss(guide: NoisyGuide, q: Guess, pairs: Pairs) -> Tensor:
+    """The forward divergence's part with q in it, in nats a frame, from Pyro's trace of the guide at what was drawn."""
+    drawn = {
+        "log_g": pairs.log_gain[:, None, None],
+        "a": pairs.response[:, None],
+        "log_noise": pairs.log_noise,
+        "z": pairs.codes if len(pairs.codes) > 1 else pairs.codes[0],
+    }
+    with poutine.enum(first_available_dim=-3), poutine.condition(data=drawn):
+        trace = poutine.trace(guide.sample_sites).get_trace(q)
+    trace.compute_log_prob()
+    log_q = {
+        name: trace.nodes[name]["log_prob"]
+        for name in trace.stochastic_nodes + trace.observation_nodes
+    }
+    frames = log_q["z"]
+    if "alpha" in log_q:
+        frames = (pairs.responsibilities * (log_q["alpha"].reshape(frames.shape) + frames)).sum(0)
+    level = log_q["log_g"].sum() + log_q["a"].sum()
+    total = frames.sum() + NOISE_WEIGHT * log_q["log_noise"].sum() + level
+    return -total / pairs.log_noise[..., 0].numel()
+
+
+def hearing_loss(guide: NoisyGuide, q: Guess, pairs: Pairs) -> Tensor:
+    """Minus the likelihood of the clearer recording at the means of q, in nats a frame; component k's weighs r_k."""
+    decoded = guide.prior.log_variance(q.codes.mean, pairs.features)
+    own = decoded[0] if len(decoded) == 1 else torch.diagonal(decoded).movedim(-1, 0)
+    freqs = own.shape[-1]
+    response = pairs.response @ response_basis(pairs.response.shape[-1], freqs, own)[1:]
+    level = pairs.log_gain[:, None] + response + front_response(freqs, own)
+    V = (own + level[:, None]).exp() + 10 ** (-CLEARER / 10) * pairs.log_noise.exp()
+    loss = (V.log() + pairs.clear / V).sum(-1)
+    return (pairs.responsibilities * loss).sum(0).mean()
+
+
+def front_response(num_freqs: int, like: Tensor) -> Tensor:
+    """log |h_f|^2 of the front's high-pass."""
+    return torch.from_numpy(log_response(num_freqs)).to(like)
+
+
+def wake_loss(guide: NoisyGuide, q: Guess, pairs: Pairs, particles: int) -> Tensor:
+    """-sum_r u_r log q(z_r), in nats a frame, z_r proposed by q, at the noise, level and response that were drawn."""
+    response = (
+        pairs.response
+        @ response_basis(pairs.response.shape[-1], pairs.power.shape[-1], pairs.power)[1:]
+    )
+    target = CollapsedTarget(
+        guide.prior,
+        None,
+        pairs.power,
+        pairs.log_noise.exp(),
+        guide.prior.mixing_weight,
+        pairs.log_gain[:, None].exp().expand(pairs.power.shape[:-1]),
+        response,
+    )
+    r = q.responsibilities
+    with torch.no_grad():
+        picked = torch.distributions.Categorical(r.movedim(0, -1)).sample((particles,))
+        index = picked[None, ..., None]
+        shape = (len(r), particles, *q.codes.mean.shape[1:])
+        mean, scale = (
+            t[:, None].expand(shape).gather(0, index.expand(1, *shape[1:]))[0]
+            for t in (q.codes.mean, q.codes.stddev)
+        )
+        z = mean + scale * torch.randn_like(mean)
+        log_p = target.log_density(z)
+    log_q = torch.logsumexp(r.log()[:, None] + q.codes.log_prob(z[:, None]).movedim(1, 0), 0)
+    u = torch.softmax(log_p - log_q.detach(), 0)
+    return -(u * log_q).sum(0).mean()
+
+
+def train_guide(
+    recipe: GuideRecipe,
+    roots: list[str | Path],
+    out: Path,
+    *,
+    resume: bool,
+    device: torch.device,
+    progress: Callable[[JSON], None] | None = None,
+) -> Path:
+    """Train a guide into `out`; files and refusals as of `pyro_avse.training.stages.train`."""
+    from pyro_avse.training.curves import guide_figure  # matplotlib takes a second to load
+
+    prior, stft = load_prior(recipe.prior, guide=None)
+    prior = prior.to(device)
+    with seeded(recipe.seed):
+        try:
+            guide = NoisyGuide(prior, **recipe.options).to(device)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InputError(f"[options] of a guide: {error}") from None
+    if recipe.start:
+        _start_from(guide, recipe.start)
+    header: JSON = {"recipe": json.loads(json.dumps(asdict(recipe)))}
+    found = find_checkpoint(out, header["recipe"], resume)
+    train, valid = (
+        load_speech(
+            [u for root in roots for u in find_utterances(root, split)],
+            guide,
+            stft,
+            noise_floor_db=recipe.noise_floor_db or None,
+            seed=recipe.seed,
+        )
+        for split in ("train", "valid")
+    )
+    run = Amortiser(guide, recipe, train, valid, stft)
+    if found is not None:
+        run.restore(*found, path=out / CHECKPOINT)
+    for row in run.history:
+        if progress is not None:
+            progress(row)
+    while not run.finished:
+        row = run.run_round()
+        save_tensors(out / CHECKPOINT, *run.snapshot(header))
+        write_log(out / LOG, run.history)
+        if progress is not None:
+            progress(row)
+    guide_figure(run.history, out / CURVES)
+    guide.load_state_dict(run.best)
+    save_guide(out / WEIGHTS, guide, stft, half=recipe.half_precision)
+    return out / WEIGHTS
+
+
+def _start_from(guide: NoisyGuide, source: str) -> None:
+    """Copy what fits of another guide, which may be another prior's: the ear stays, the codes are learned anew."""
+    tensors, _ = read_guide(own_guide(source) or source)
+    state = guide.state_dict()
+    for name, tensor in tensors.items():
+        if name in state and state[name].shape == tensor.shape:
+            state[name].copy_(tensor)

@@ -1,0 +1,94 @@
+"""Guides for noisy speech on disk. A guide belongs to one prior: its file says which, by name and checksum.
+
+The bundled guide of the bundled prior NAME is bundled/NAME.guide.safetensors, of the causal kind
+bundled/NAME.live.safetensors.
+"""
+
+import os
+import zlib
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_avse.models.guide import NoisyGuide
+from pyro_avse.stft import STFT
+from pyro_avse.typing import JSON, InputError
+from pyro_avse.weights.cards import FOLDER
+from pyro_avse.weights.tensors import load_state, load_tensors, save_tensors
+
+
+def fingerprint(prior: Any) -> int:
+    """A checksum of a prior's weights, the same whether they were stored as float16 or not once loaded."""
+    code = 0
+    for name, tensor in sorted(prior.state_dict().items()):
+        code = zlib.crc32(name.encode(), code)
+        code = zlib.crc32(tensor.detach().cpu().float().contiguous().numpy().tobytes(), code)
+    return code
+
+
+def save_guide(path: Path, guide: NoisyGuide, stft: STFT, *, half: bool = False) -> None:
+    """Save a guide with all that `load_guide` needs; `half` stores float16."""
+    header = {
+        "guide": guide.options,
+        "prior": type(guide.prior).__name__,
+        "fingerprint": fingerprint(guide.prior),
+        "stft": asdict(stft),
+    }
+    state = guide.state_dict()
+    save_tensors(path, {k: v.half() for k, v in state.items()} if half else state, header)
+
+
+def own_guide(model: str | Path, *, causal: bool = False) -> Path | None:
+    """The file of the guide that came with a bundled prior, or lies beside a weight file; None: there is none."""
+    kind = "live" if causal else "guide"
+    bundled = FOLDER / f"{model}.{kind}.safetensors"
+    if os.sep not in str(model) and bundled.exists():
+        return bundled
+    beside = Path(model).with_name(f"{kind}.safetensors")
+    return beside if Path(model).suffix == ".safetensors" and beside.exists() else None
+
+
+def read_guide(path: str | Path) -> tuple[dict[str, Tensor], JSON]:
+    """Tensors and header of a guide's file. Raises InputError for another file."""
+    tensors, header = load_tensors(Path(path))
+    if "guide" not in header:
+        raise InputError(
+            f"{path}: holds {header.get('model', 'no model')}, no guide: give what pyro-avse train default/guide_... "
+            "wrote"
+        )
+    return {name: t.float() for name, t in tensors.items()}, header
+
+
+def load_guide(
+    path: str | Path, prior: Any, stft: STFT, *, causal: bool | None = None
+) -> NoisyGuide:
+    """The guide of a file, for this prior; frozen.
+
+    Raises:
+        InputError: no guide of ours; of another prior, STFT or, where `causal` is given, kind.
+    """
+    tensors, header = read_guide(path)
+    if header.get("stft") != asdict(stft):
+        raise InputError(
+            f"{path}: a guide at STFT {header.get('stft')}, the model has {asdict(stft)}: take the model's own guide"
+        )
+    if header.get("fingerprint") != fingerprint(prior):
+        raise InputError(
+            f"{path}: a guide of another {header.get('prior')} than this {type(prior).__name__}: a guide belongs to "
+            "the weights it was trained with, so train one for these (pyro-avse train), or go without"
+        )
+    try:
+        guide = NoisyGuide(prior, **header["guide"])
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{path}: its header fits no guide of this version ({error})") from None
+    if causal is not None and guide.causal != causal:
+        kind = "sees the past alone" if guide.causal else "sees all of a recording"
+        raise InputError(
+            f"{path}: this guide {kind}: train one with causal = {str(causal).lower()} under [options]"
+        )
+    with torch.no_grad():
+        load_state(guide, tensors, Path(path))
+    return guide.to(prior.mixing_weight.device).eval().requires_grad_(False)
