@@ -13,7 +13,8 @@ recording is in it, but the papers' form is: b_n ~ N_c(0, diag (W H)_n). For eac
              bursts: in some sources, begun at a rate of 0.2 to 5 a second, 10 to 40 dB over the rest,
              gone by half in 15 to 700 ms
 
-Beside them there may be voices: sums of speech of other speakers, which the caller gives (`voices`). The recording's
+Under all of them lies a background that never ends, 10 to 40 dB fainter, tilted by -6 to 0 dB an octave: between lines
+and over a rumble a recording is never empty. Beside them there may be voices: sums of speech of other speakers, which the caller gives (`voices`). The recording's
 SNR is drawn by the caller too; a source's level is relative to the others'.
 """
 
@@ -78,8 +79,9 @@ def drawn_noise(
     H = (DECIBEL * log_h).exp()
     H = H / H.mean(-1, keepdim=True)
     variance = nmf_noise_variance(W, H.mT)
-    scale = variance.mean((-2, -1), keepdim=True)
-    variance = variance / scale
+    variance = variance / variance.mean((-2, -1), keepdim=True)
+    variance = variance + _background(utterances, hertz, unit)
+    variance = variance / variance.mean((-2, -1), keepdim=True)
     with pyro.plate("recording", utterances, dim=-2), pyro.plate("frame", num_frames, dim=-1):
         b = pyro.sample("b", ComplexNormal(0, variance.log()).to_event(1))  # (28)
     if voices is not None:
@@ -92,6 +94,16 @@ def drawn_noise(
         total = 1 + gain * loud
         b, variance = b / total.sqrt(), variance / total
     return DrawnNoise(b, variance)
+
+
+def _background(utterances: int, hertz: Tensor, unit: Tensor) -> Tensor:
+    """Its spectrum, (utterance, 1, freq)."""
+    with pyro.plate("under", utterances):
+        level = pyro.sample("background", Uniform(-40 * unit, -10 * unit))
+        tilt = pyro.sample("background_tilt", Uniform(-6 * unit, 0 * unit))
+    spectrum = (DECIBEL * tilt[:, None] * torch.log2(hertz.clamp_min(60) / 500)).exp()
+    level = (DECIBEL * level[:, None]).exp()
+    return (level * spectrum / spectrum.mean(-1, keepdim=True))[:, None]
 
 
 def _spectra(kind: Tensor, hertz: Tensor, unit: Tensor) -> Tensor:

@@ -4,7 +4,8 @@ The priors' own encoders q(z | s) were trained on clean speech, and are lost in 
 program `noisy_speech` itself, and looks at a whole recording: h_1:N and the noise's floor f come from models/ear.py,
 
     q(log g) = N, q(a) = N              from the mean of h            speech's level and the microphone's response
-    q(log (W H)_n) = N                  log f_n and, from h_n, a smooth correction: sum_j c_nj cos(pi j mel(f))
+    q(log (W H)_n) = N                  log f_n and, from h_n, a smooth correction: sum_j c_nj cos(pi j mel(f));
+                                        its scale is as smooth
     q(alpha_n = k)                      from h_n                      enumerated, where the prior is a mixture
     q(z_n | alpha_n = k) = N            from h_n
 
@@ -34,6 +35,8 @@ RESPONSE_TERMS = 4
 """a_1, ... of the microphone's response."""
 NOISE_TERMS = 24
 """c_n1, ..., besides c_n0."""
+SCALE_TERMS = 8
+"""The same of the logarithm of its scale."""
 
 
 class NoisyGuide(nn.Module):
@@ -57,8 +60,7 @@ class NoisyGuide(nn.Module):
         self.codes = nn.Linear(self.ear.size, 2 * K * L)
         self.component = nn.Linear(self.ear.size, K)
         self.level = nn.Linear(self.ear.size, 2 * (1 + RESPONSE_TERMS))
-        self.noise = nn.Linear(self.ear.size, 1 + NOISE_TERMS)
-        self.noise_scale = nn.Parameter(torch.full((F,), 2.0))
+        self.noise = nn.Linear(self.ear.size, 2 + NOISE_TERMS + SCALE_TERMS)
 
     @property
     def prior(self) -> Any:
@@ -79,7 +81,7 @@ class NoisyGuide(nn.Module):
 
     def seen(self, lips: Tensor) -> Float[Tensor, "*utterance frame latent"]:
         """What the prior's last encoder, which sees best, makes of the lips while it hears nothing."""
-        silence = self.noise_scale.new_zeros(*lips.shape[:-2], self.num_freqs)
+        silence = self.noise.weight.new_zeros(*lips.shape[:-2], self.num_freqs)
         with torch.no_grad():
             found: Tensor = self.prior.encode(silence, lips).mean[-1]
         return found
@@ -97,13 +99,16 @@ class NoisyGuide(nn.Module):
         mean, scale = self.codes(h).unflatten(-1, (2, K, L)).movedim((-3, -2), (0, 1))
         level, level_scale = self.level(summary).chunk(2, -1)
         level_scale = _positive(level_scale)
-        noise = log_floor + self.noise(h) @ response_basis(NOISE_TERMS, self.num_freqs, h)
+        noise, noise_scale = (
+            part @ response_basis(part.shape[-1] - 1, self.num_freqs, h)
+            for part in self.noise(h).split((1 + NOISE_TERMS, 1 + SCALE_TERMS), -1)
+        )
         return Guess(
             codes=unchecked_normal(mean, _positive(scale)),
             responsibilities=torch.softmax(self.component(h), -1).movedim(-1, 0),
             log_gain=unchecked_normal(level[..., :1], level_scale[..., :1]),
             response=unchecked_normal(level[..., 1:], level_scale[..., 1:]),
-            log_noise=unchecked_normal(noise, _positive(self.noise_scale).expand_as(noise)),
+            log_noise=unchecked_normal(log_floor + noise, _positive(1 + noise_scale)),
         )
 
     def guide(

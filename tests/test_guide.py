@@ -245,7 +245,7 @@ def test_the_wake_loss_moves_the_guide_to_the_posterior(name: str, small_prior: 
     start = believe(guide, pairs)
     K = prior.num_components
     mean = torch.zeros(K, 2, 1, 1, requires_grad=True)
-    log_scale = torch.zeros(K, 2, 1, 1, requires_grad=True)
+    log_scale = torch.ones(K, 2, 1, 1, requires_grad=True)  # wide: it must meet the posterior
     logit = torch.zeros(K, 2, 1, requires_grad=True)
     adam = torch.optim.Adam([mean, log_scale, logit], lr=0.03)
     for _ in range(1000):

@@ -78,7 +78,7 @@ class Amortiser:
 
     @property
     def device(self) -> torch.device:
-        return self.guide.noise_scale.device
+        return self.guide.noise.weight.device
 
     @property
     def finished(self) -> bool:
@@ -129,9 +129,7 @@ class Amortiser:
             device=self.device,
         )
         q = self.believe(pairs)
-        loss = sleep_loss(self.guide, q, pairs)
-        if options.hearing:
-            loss = loss + options.hearing * hearing_loss(self.guide, q, pairs)
+        loss = self.loss(q, pairs)
         if options.wake:
             wake = wake_loss(self.guide, q, pairs, options.particles)
             loss = (1 - options.wake) * loss + options.wake * wake
@@ -140,6 +138,11 @@ class Amortiser:
         torch.nn.utils.clip_grad_norm_(self.guide.parameters(), CLIP)
         self.optimiser.step()
         return loss.detach()
+
+    def loss(self, q: Guess, pairs: Pairs) -> Tensor:
+        """Sleep's, and hearing's share."""
+        loss, share = sleep_loss(self.guide, q, pairs), self.recipe.training.hearing
+        return loss + share * hearing_loss(self.guide, q, pairs) if share else loss
 
     def believe(self, pairs: Pairs) -> Guess:
         """The guide's q of the pairs' recordings."""
@@ -161,7 +164,7 @@ class Amortiser:
                     device=self.device,
                 )
             q = self.believe(pairs)
-            total -= float(sleep_loss(self.guide, q, pairs))
+            total -= float(self.loss(q, pairs))
             log_q = q.codes.log_prob(pairs.codes)
             codes += float((pairs.responsibilities * log_q).sum(0).mean())
         return {"valid_objective": total / VALID_BATCHES, "valid_codes": codes / VALID_BATCHES}
@@ -222,12 +225,17 @@ def hearing_loss(guide: NoisyGuide, q: Guess, pairs: Pairs) -> Tensor:
     """Minus the likelihood of the clearer recording at the means of q, in nats a frame; component k's weighs r_k."""
     decoded = guide.prior.log_variance(q.codes.mean, pairs.features)
     own = decoded[0] if len(decoded) == 1 else torch.diagonal(decoded).movedim(-1, 0)
-    freqs = own.shape[-1]
-    response = pairs.response @ response_basis(pairs.response.shape[-1], freqs, own)[1:]
-    level = pairs.log_gain[:, None] + response + front_response(freqs, own)
+    level = pairs.log_gain[:, None] + _response(pairs)
     V = (own + level[:, None]).exp() + 10 ** (-CLEARER / 10) * pairs.log_noise.exp()
     loss = (V.log() + pairs.clear / V).sum(-1)
     return (pairs.responsibilities * loss).sum(0).mean()
+
+
+def _response(pairs: Pairs) -> Tensor:
+    """log |.|^2 of what speech went through, (utterance, freq): the microphone as drawn, and the front."""
+    freqs = pairs.power.shape[-1]
+    basis = response_basis(pairs.response.shape[-1], freqs, pairs.power)[1:]
+    return pairs.response @ basis + front_response(freqs, pairs.power)
 
 
 def front_response(num_freqs: int, like: Tensor) -> Tensor:
@@ -237,10 +245,7 @@ def front_response(num_freqs: int, like: Tensor) -> Tensor:
 
 def wake_loss(guide: NoisyGuide, q: Guess, pairs: Pairs, particles: int) -> Tensor:
     """-sum_r u_r log q(z_r), in nats a frame, z_r proposed by q, at the noise, level and response that were drawn."""
-    response = (
-        pairs.response
-        @ response_basis(pairs.response.shape[-1], pairs.power.shape[-1], pairs.power)[1:]
-    )
+    response = _response(pairs)
     target = CollapsedTarget(
         guide.prior,
         None,

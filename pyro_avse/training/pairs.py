@@ -34,6 +34,8 @@ LOWEST, HIGHEST = -15.0, 25.0
 """SNRs, dB."""
 PAUSE_FRAMES, LONGEST_PAUSE = 600, 25
 """Frames of faint noise that stand for pauses, and how many of them come between two clips at most."""
+FAINTEST_NOISE = 1e-3
+"""What is known of noise ends here, 44 dB under speech: clips of clean speech have more."""
 CLEARER = 20.0
 """dB."""
 
@@ -216,7 +218,7 @@ def draw_pairs(
         lips_mask=lips_mask,
         log_gain=-2 * level[:, 0, 0].log(),
         response=a,
-        log_noise=(h * b_power * drawn.variance / level.square() + 1e-6).log(),
+        log_noise=(h * b_power * drawn.variance / level.square() + FAINTEST_NOISE).log(),
         codes=mean + scale * eps,
         responsibilities=speech.responsibilities[:, index].to(device),
     )
