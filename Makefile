@@ -69,13 +69,23 @@ runs/speech:
 	ln -sfn $(abspath $(DATA))/speech/librispeech $@/train
 	ln -sfn $(abspath $(DATA))/speech/librispeech_valid $@/valid
 
-# The bundled weights, from the data folder and an hour of synthetic talkers, one from the other.
+# The bundled weights, from the data folder and an hour of synthetic talkers, one from the other: priors, then the guides
+# of those. A run that was stopped goes on where it was. Hours: docs/RESULTS.md, "Weights".
+TRAINED := --data $(DATA)/commands --data $(DATA)/grid --data runs/synth --data runs/speech
+BUNDLED := pyro_avse/weights/bundled
+PRIORS := a_vae v_vae av_vae min_vae_v1 min_vae_v2 min_vae_v3
+GUIDED := a_vae min_vae_v1 min_vae_v2 vae_mm
 weights: .venv/.development runs/speech runs/synth
-	for model in a_vae v_vae av_vae min_vae_v1 min_vae_v2 min_vae_v3; do \
-	  $(BIN)/pyro-avse train default/$$model --data $(DATA)/commands --data $(DATA)/grid \
-	    --data runs/synth --data runs/speech --out runs/$$model --resume && \
-	  cp runs/$$model/weights.safetensors pyro_avse/weights/bundled/$$model.safetensors || exit 1; \
+	for model in $(PRIORS); do \
+	  $(BIN)/pyro-avse train default/$$model $(TRAINED) --out runs/$$model --resume && \
+	  cp runs/$$model/weights.safetensors $(BUNDLED)/$$model.safetensors || exit 1; \
 	done
+	for model in $(GUIDED); do \
+	  $(BIN)/pyro-avse train default/guide_$$model $(TRAINED) --out runs/guide_$$model --resume && \
+	  cp runs/guide_$$model/weights.safetensors $(BUNDLED)/$$model.guide.safetensors || exit 1; \
+	done
+	$(BIN)/pyro-avse train default/guide_a_vae_live $(TRAINED) --out runs/guide_a_vae_live --resume
+	cp runs/guide_a_vae_live/weights.safetensors $(BUNDLED)/a_vae.live.safetensors
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

@@ -2,7 +2,6 @@
 
 import io
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -12,9 +11,6 @@ from matplotlib.figure import Figure
 
 from pyro_avse.defaults import SAMPLE_RATE
 from pyro_avse.files import write_atomically
-
-if TYPE_CHECKING:
-    pass
 
 BLUE, ORANGE, GREY = "#3366aa", "#dd7722", "#888888"
 

@@ -61,6 +61,12 @@ def enhance(
             help="What is assumed of the noise: smooth (the default), or paper: bare NMF, a gain a frame."
         ),
     ] = None,
+    guide: Annotated[
+        str,
+        typer.Option(
+            help="Where the chains start: own, the guide that came with the model; none; or a guide's file."
+        ),
+    ] = "own",
     reference: Annotated[Path | None, typer.Option(help="Clean speech, to score against.")] = None,
     channel: Annotated[str, typer.Option(help="first, mean, or an index from 0.")] = "first",
     iterations: Annotated[int | None, typer.Option(min=1, help="EM iterations at most.")] = None,
@@ -91,6 +97,7 @@ def enhance(
             settings=settings,
             iterations=iterations,
             noise_model=noise_model,
+            guide=None if guide == "none" else guide,
             strength=strength,
             noise_out=noise_out,
             reference=reference,

@@ -40,6 +40,7 @@ def enhance_file(
     settings: JSON | None = None,
     iterations: int | None = None,
     noise_model: str | None = None,
+    guide: str | os.PathLike[str] | None = "own",
     strength: float = 1.0,
     noise_out: str | os.PathLike[str] | None = None,
     reference: str | os.PathLike[str] | None = None,
@@ -59,6 +60,7 @@ def enhance_file(
         fps: of the lips, in frames a second, where their file does not say.
         model: a bundled name or a weight file.
         inference: a scheme, or its name with `settings` (as `build_scheme`), `iterations` and `noise_model`.
+        guide: for noisy speech: "own", the one that came with the model if there is one; None; or a file of yours.
         strength: 0, the recording as it is, to 1.
         noise_out: sound; with `output` it sums to the recording.
         reference: clean speech, to score against.
@@ -99,7 +101,7 @@ def enhance_file(
     clean = None if reference is None else load_audio(reference)
     if clean is not None and isinstance(audio, Audio):
         check_same_length(clean, audio)
-    prior, stft = load_prior(model)
+    prior, stft = load_prior(model, guide=None if guide is None else os.fspath(guide))
     seen, notes = find_lips(noisy, None if lips is None else Path(lips), fps, bool(prior.uses_lips))
     enhancer = Enhancer(prior, scheme, stft=stft, device=device)
     if isinstance(audio, Blocks):

@@ -94,7 +94,8 @@ def bundled_parts(name: str | Path) -> dict[str, str]:
 
 def weight_files(name: str | Path) -> list[Path]:
     """The files that `load_prior(name)` reads. Raises InputError as `find_weights`."""
-    return [find_weights(part) for part in bundled_parts(name).values()] or [find_weights(name)]
+    files = [find_weights(part) for part in bundled_parts(name).values()] or [find_weights(name)]
+    return [*files, *filter(None, [own_guide(name)])]
 
 
 def find_weights(name: str | Path) -> Path:

@@ -1,0 +1,252 @@
+"""What a guide that hears noise is worth: tables of the same schemes with it and without, at equal work.
+
+    python benchmarks/guides.py --data ../shared/data                          # all tables; two hours on one core
+    python benchmarks/guides.py --data ../shared/data --only lips --every 3
+    python benchmarks/guides.py --data ../shared/data --models runs/no_grid/weights.safetensors   # a prior of yours
+    python benchmarks/guides.py --data ../shared/data --only minutes --guides runs/g1.safetensors runs/g5.safetensors
+
+Recordings are near, far and white of benchmarks/robustness.py, every --every-th of them; no noise there has trained
+anything. The bundled priors, and their guides, heard GRID's three speakers in training, in other sentences.
+
+    schemes   ldem, mcem, vem and importance, each with its defaults, without the guide and with it; and the guide
+              alone: a Wiener filter by its codes' means and its noise, no sampling
+    draws     of how many draws of the posterior 200 of importance's are worth, and how often `independence` accepts,
+              proposing from the encoders at E|s|^2 and from the guide
+    lips      GRID in near's noises at -15 to 5 dB, by the guide alone and by ldem: the speaker's own lips, another
+              speaker's, none
+    minutes   the guides of --guides, each alone and in ldem
+    live      near, in blocks of 0.1 s by the causal guide, beside the whole recording at once
+
+Scores are means of SI-SDR in dB and of STOI; time is process time of one thread a second of sound.
+"""
+
+import argparse
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import pandas as pd
+import torch
+from conditions import KINDS, NEAR, RATE, Case, grid_clips, mixture_of, other_voices, pictures
+
+from pyro_avse.enhancement.enhancer import Enhancer
+from pyro_avse.enhancement.find import build_scheme
+from pyro_avse.enhancement.live import live_scheme
+from pyro_avse.inference.em import observe
+from pyro_avse.inference.guess import guessed_codes
+from pyro_avse.inference.wiener import monte_carlo_wiener
+from pyro_avse.metrics import score
+from pyro_avse.models.nmf_noise import response_basis
+from pyro_avse.typing import Separation
+from pyro_avse.weights.checkpoint import load_prior
+from pyro_avse.weights.guides import load_guide, own_guide
+
+TABLES = ("schemes", "draws", "lips", "minutes", "live")
+SCHEMES = ("ldem", "mcem", "vem", "importance")
+MODELS = ("a_vae", "min_vae_v1", "min_vae_v2", "vae_mm")
+SNRS = (-15.0, -10.0, -5.0, 0.0, 5.0)
+Heard = Callable[[Case, np.ndarray], np.ndarray]
+"""A mixture to its speech."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True, help="with grid, speech and noise")
+    parser.add_argument("--models", nargs="+", default=list(MODELS), help="names or weight files")
+    parser.add_argument("--only", nargs="+", choices=TABLES, default=list(TABLES))
+    parser.add_argument("--schemes", nargs="+", default=list(SCHEMES))
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=["near", "far", "white"])
+    parser.add_argument("--guides", nargs="*", default=[], help="files, for minutes")
+    parser.add_argument("--every", type=int, default=5, help="only every so many-th recording")
+    parser.add_argument("--split", choices=["valid", "test"], default="valid", help="of GRID")
+    args = parser.parse_args()
+    args.clips, args.no_rivals = 3, True
+    torch.set_num_threads(1)
+    for table in args.only:
+        for model in args.models:
+            found = pd.DataFrame(globals()[f"table_of_{table}"](args, model))
+            if len(found):
+                print(f"\n{table}: {model}\n{found.to_string(index=False)}", flush=True)
+
+
+# --- tables: rows of each -------------------------------------------------------------------------------------------
+
+
+def table_of_schemes(args: argparse.Namespace, model: str) -> Iterator[dict[str, Any]]:
+    cases = recordings(args)
+    yield scored(args, cases, "recording", lambda case, mixture: mixture)
+    yield scored(args, cases, "guide alone", alone(model))
+    for name in args.schemes:
+        for guide, title in ((None, name), ("own", f"{name} with guide")):
+            yield scored(args, cases, title, enhanced(model, name, guide))
+
+
+def table_of_draws(args: argparse.Namespace, model: str) -> Iterator[dict[str, Any]]:
+    cases = recordings(args)
+    for guide in (None, "own"):
+        worth, accepted = [], []
+        for case in cases:
+            mixture = mixture_of(case, args.data)[1]
+            lips = seen_by(model, case)
+            found = enhancer_of(model, "importance", guide)(mixture, lips).separation
+            worth.append(float(found.effective_sample_size.mean()))
+            chains = enhancer_of(model, "mcem", guide, {"kernel": "independence"})(mixture, lips)
+            accepted.append(float(chains.separation.chains.acceptance.mean()))
+        yield {
+            "proposal": "encoders" if guide is None else "guide",
+            "of 200 draws": f"{np.mean(worth):.1f}",
+            "accepted": f"{np.mean(accepted):.3f}",
+        }
+
+
+def table_of_lips(args: argparse.Namespace, model: str) -> Iterator[dict[str, Any]]:
+    if not load_prior(model, guide=None)[0].uses_lips:
+        return
+    for lips in ("right", "another face", "none"):
+        cases = [
+            Case(
+                "near",
+                f"{snr:g} dB",
+                clip.audio,
+                noise,
+                snr,
+                place,
+                clip.speaker,
+                lips,
+                others=other_voices(args.data, clip.audio),
+            )
+            for place, clip in enumerate(grid_clips(args))
+            for noise in NEAR
+            for snr in SNRS
+        ]
+        cases = [case for n, case in enumerate(cases) if (n // len(SNRS)) % args.every == 0]
+        for title, run in (
+            ("guide alone", alone(model)),
+            ("ldem with guide", enhanced(model, "ldem", "own")),
+            ("ldem", enhanced(model, "ldem", None)),
+        ):
+            yield {"lips": lips} | scored(args, cases, title, run, by="condition")
+
+
+def table_of_minutes(args: argparse.Namespace, model: str) -> Iterator[dict[str, Any]]:
+    cases = recordings(args)
+    for guide in args.guides:
+        yield scored(args, cases, f"{guide} alone", alone(model, guide))
+        yield scored(args, cases, f"{guide} in ldem", enhanced(model, "ldem", guide))
+
+
+def table_of_live(args: argparse.Namespace, model: str) -> Iterator[dict[str, Any]]:
+    path = own_guide(model, causal=True)
+    if path is None:
+        return
+    prior, stft = load_prior(model, guide=None)
+    causal = load_guide(path, prior, stft, causal=True)
+    online = Enhancer(prior, live_scheme(), stft=stft, guide=None, device="cpu")
+
+    def live(case: Case, mixture: np.ndarray) -> np.ndarray:
+        stream = online.stream(RATE, guide=causal)
+        blocks = np.array_split(mixture, max(1, len(mixture) // 1600))
+        heard = np.concatenate([*(stream.push(block) for block in blocks), stream.flush()])
+        return heard[-len(mixture) :]
+
+    cases = [case for case in recordings(args) if case.kind == "near"]
+    yield scored(args, cases, "the whole recording", enhanced(model, "ldem", "own"))
+    yield scored(args, cases, "live", live)
+
+
+# --- what is scored -------------------------------------------------------------------------------------------------
+
+
+def recordings(args: argparse.Namespace) -> list[Case]:
+    return [
+        case
+        for kind in args.kinds
+        for n, case in enumerate(KINDS[kind](args))
+        if n % args.every == args.every // 2
+    ]
+
+
+def enhancer_of(
+    model: str, scheme: str, guide: str | None, settings: dict[str, Any] | None = None
+) -> Enhancer:
+    prior, stft = load_prior(model, guide=guide)
+    return Enhancer(prior, build_scheme(scheme, settings or {}), stft=stft, device="cpu")
+
+
+def seen_by(model: str, case: Case) -> Any:
+    return pictures(case) if load_prior(model, guide=None)[0].uses_lips else None
+
+
+def enhanced(model: str, scheme: str, guide: str | None) -> Heard:
+    return speech_of(enhancer_of(model, scheme, guide))
+
+
+def speech_of(enhancer: Enhancer) -> Heard:
+    def run(case: Case, mixture: np.ndarray) -> np.ndarray:
+        seen = pictures(case) if enhancer.prior.uses_lips else None
+        speech: np.ndarray = enhancer(mixture, seen).speech
+        return speech
+
+    return run
+
+
+def alone(model: str, guide: str = "own") -> Heard:
+    """The Wiener filter at the means of the guide's q."""
+    enhancer = enhancer_of(model, "ldem", guide)
+
+    class Alone:
+        def __call__(self, prior: Any, x: Any, lips: Any = None, **options: Any) -> Any:
+            options.pop("seed")
+            observation = observe(prior, x, lips, **options)
+            guess = observation.guess
+            z = guessed_codes(guess, len(guess.codes.mean))
+            r = guess.responsibilities.argsort(0, descending=True)
+            basis = response_basis(guess.response.mean.shape[-1], x.shape[-1], x.real)
+            level = guess.log_gain.mean + guess.response.mean @ basis[1:]
+            sigma = prior.log_variance(z, observation.v)
+            weight = guess.responsibilities.gather(0, r)[None].expand(len(sigma), *r.shape)
+            if len(sigma) > 1:  # draw r is component r's
+                weight = weight * torch.eye(len(sigma))[r.movedim(0, -1)].movedim(-1, 0)
+            W, H = torch.ones(1, x.shape[-1]), guess.log_noise.mean.exp()
+            return Separation(
+                speech=monte_carlo_wiener(
+                    x, (sigma + level).exp(), weight, torch.eye(x.shape[-1]), H, torch.ones(len(x))
+                ),
+                responsibilities=guess.responsibilities,
+                mixing_weight=prior.mixing_weight,
+                dictionary=W,
+                activations=H.mean(-1, keepdim=True),
+                objective=torch.zeros(1),
+                z=z,
+                target=None,
+            )
+
+    enhancer.inference = Alone()
+    return speech_of(enhancer)
+
+
+def scored(
+    args: argparse.Namespace, cases: list[Case], title: str, run: Heard, by: str = "kind"
+) -> dict[str, Any]:
+    rows = []
+    for case in cases:
+        clean, mixture = mixture_of(case, args.data)
+        start = time.process_time()
+        speech = run(case, mixture)
+        spent = (time.process_time() - start) * RATE / len(clean)
+        scores = score(np.asarray(speech, np.float64), clean, only=("si_sdr", "stoi"))
+        rows.append((getattr(case, by), scores.si_sdr, scores.stoi, spent))
+    means = pd.DataFrame(rows, columns=[by, "si_sdr", "stoi", "seconds"]).groupby(by, sort=False)
+    cells = {k: f"{r.si_sdr:.2f} / {r.stoi:.3f}" for k, r in means.mean().iterrows()}
+    return {"": title, **cells, "s/s": f"{np.mean([row[-1] for row in rows]):.3f}"}
+
+
+if __name__ == "__main__":
+    main()
