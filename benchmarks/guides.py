@@ -8,13 +8,13 @@
 Recordings are near, far and white of benchmarks/robustness.py, every --every-th of them; no noise there has trained
 anything. The bundled priors, and their guides, heard GRID's three speakers in training, in other sentences.
 
-    schemes   ldem, mcem, vem and importance, each with its defaults, without the guide and with it; and the guide
-              alone: a Wiener filter by its codes' means and its noise, no sampling
+    schemes   ldem, mcem, vem and importance, each with its defaults, without the guide and with it; `guided`, which is
+              made for it; and the guide alone: a Wiener filter by its codes' means and its noise, no sampling
     draws     of how many draws of the posterior 200 of importance's are worth, and how often `independence` accepts,
               proposing from the encoders at E|s|^2 and from the guide
-    lips      GRID in near's noises at -15 to 5 dB, by the guide alone and by ldem: the speaker's own lips, another
-              speaker's, none
-    minutes   the guides of --guides, each alone and in ldem
+    lips      GRID in near's noises at -15 to 5 dB, by the guide alone and by `guided`: the speaker's own lips,
+              another speaker's, none
+    minutes   the guides of --guides, each alone and in `guided`
     live      near, in blocks of 0.1 s by the causal guide, beside the whole recording at once
 
 Scores are means of SI-SDR in dB and of STOI; time is process time of one thread a second of sound.
@@ -47,7 +47,7 @@ from pyro_avse.weights.checkpoint import load_prior
 from pyro_avse.weights.guides import load_guide, own_guide
 
 TABLES = ("schemes", "draws", "lips", "minutes", "live")
-SCHEMES = ("ldem", "mcem", "vem", "importance")
+SCHEMES = ("guided", "ldem", "mcem", "vem", "importance")
 MODELS = ("a_vae", "min_vae_v1", "min_vae_v2", "vae_mm")
 SNRS = (-15.0, -10.0, -5.0, 0.0, 5.0)
 Heard = Callable[[Case, np.ndarray], np.ndarray]
@@ -85,6 +85,8 @@ def table_of_schemes(args: argparse.Namespace, model: str) -> Iterator[dict[str,
     yield scored(args, cases, "guide alone", alone(model))
     for name in args.schemes:
         for guide, title in ((None, name), ("own", f"{name} with guide")):
+            if name == "guided" and guide is None:
+                continue  # that is ldem
             yield scored(args, cases, title, enhanced(model, name, guide))
 
 
@@ -129,7 +131,7 @@ def table_of_lips(args: argparse.Namespace, model: str) -> Iterator[dict[str, An
         cases = [case for n, case in enumerate(cases) if (n // len(SNRS)) % args.every == 0]
         for title, run in (
             ("guide alone", alone(model)),
-            ("ldem with guide", enhanced(model, "ldem", "own")),
+            ("guided", enhanced(model, "guided", "own")),
             ("ldem", enhanced(model, "ldem", None)),
         ):
             yield {"lips": lips} | scored(args, cases, title, run, by="condition")
@@ -139,7 +141,7 @@ def table_of_minutes(args: argparse.Namespace, model: str) -> Iterator[dict[str,
     cases = recordings(args)
     for guide in args.guides:
         yield scored(args, cases, f"{guide} alone", alone(model, guide))
-        yield scored(args, cases, f"{guide} in ldem", enhanced(model, "ldem", guide))
+        yield scored(args, cases, f"{guide} in guided", enhanced(model, "guided", guide))
 
 
 def table_of_live(args: argparse.Namespace, model: str) -> Iterator[dict[str, Any]]:
@@ -157,7 +159,7 @@ def table_of_live(args: argparse.Namespace, model: str) -> Iterator[dict[str, An
         return heard[-len(mixture) :]
 
     cases = [case for case in recordings(args) if case.kind == "near"]
-    yield scored(args, cases, "the whole recording", enhanced(model, "ldem", "own"))
+    yield scored(args, cases, "the whole recording", enhanced(model, "guided", "own"))
     yield scored(args, cases, "live", live)
 
 

@@ -15,6 +15,7 @@ from pyro_avse.inference.collapsed_vem import CollapsedVEM
 from pyro_avse.inference.elliptical_slice import EllipticalSlice
 from pyro_avse.inference.gibbs import Gibbs
 from pyro_avse.inference.gpeem import GPEEM
+from pyro_avse.inference.guided import Guided
 from pyro_avse.inference.hmc import HMC
 from pyro_avse.inference.importance import Importance
 from pyro_avse.inference.independence import Independence
@@ -48,6 +49,7 @@ SCHEMES: dict[str, Callable[..., Scheme]] = {
     "peem": PEEM,
     "gpeem": GPEEM,
     "ldem": LDEM,
+    "guided": Guided,
     "amortised_vem": AmortisedVEM,
     "importance": Importance,
     "nuts": NUTS,
@@ -73,6 +75,7 @@ __all__ = [
     "DualAveraging",
     "EllipticalSlice",
     "Gibbs",
+    "Guided",
     "Importance",
     "Independence",
     "PyroKernel",

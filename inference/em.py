@@ -199,7 +199,11 @@ class EM(ABC):
             guide=guide,
         )
         rng = torch.Generator(device=mixture.device).manual_seed(seed)
-        return run(self, observation, rng=rng, progress=progress)
+        return run(self.given(observation), observation, rng=rng, progress=progress)
+
+    def given(self, observation: Observation) -> "EM":
+        """The scheme that suits what is given."""
+        return self
 
 
 def run(
@@ -253,7 +257,7 @@ def noise_and_weights(
     """What every scheme starts with, by the names of `EMState`: W, H, pi, r(alpha_n) = pi, no objective yet."""
     power = observation.power
     W, H = initial_factors(power, noise, mask=observation.mask, rng=rng)
-    if observation.guess is not None:
+    if observation.guess is not None and noise.start == "guide":
         W, H = guessed_factors(observation.guess, noise, W, H, mask=observation.mask)
     if observation.dictionary is not None:
         W = observation.dictionary.expand_as(W)

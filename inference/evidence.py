@@ -135,7 +135,9 @@ def tempered_smc(
     beta = torch.zeros(z.shape[1:-1], dtype=z.dtype, device=z.device)
     moving: Any = HMC(step_size=0.5) if kernel is None else kernel
     step_size = step_size_of(moving, beta) if can_adapt(moving) else None
-    total, betas, kernels = torch.zeros_like(beta), [], []
+    total = torch.zeros_like(beta)
+    betas: list[Frames] = []
+    kernels: list[Kernel] = []
     while not bool((beta == 1).all()):
         if len(betas) == MOST_STEPS:
             raise InputError(

@@ -3,8 +3,10 @@
 The guide (`models/guide.py`) is q(z, alpha, g, a, noise | x, v), amortised. A scheme takes its means:
 
     z        a chain at each component's mean in turn, the likeliest component's first
-    W, H     Itakura-Saito NMF of the guide's noise variance, the noise model's prior on H included
     g, a     as believed, where the noise model has them
+    W, H     if the noise model says so (`start="guide"`), Itakura-Saito NMF of the guide's noise variance, the prior
+             on H included. Else they start as noise that is always there: what a guide takes for noise that changes
+             holds some speech, and EM keeps it
 
 and `encode`, what kernels and importance sampling propose from, becomes q(z_n | alpha_n = k, x, v) itself.
 """

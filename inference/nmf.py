@@ -134,7 +134,7 @@ def initial_factors(
     W H is on average as loud as the mixture, `mixture_level`. (The papers draw both from [0, 1], which is that only for
     recordings of one level. From a start far too quiet the noise model never grows: the first E-step has by then
     explained the mixture as speech. From one far too loud, as this one is at frequencies where there is little noise,
-    it takes weak speech.) Where the model is `stationary` it is, at every frequency, on average as loud as the noise
+    it takes weak speech.) Where its `start` is no mixture it is, at every frequency, on average as loud as the noise
     that is always there, `stationary_spectrum`; and where it is smooth H starts the same in every frame.
     """
     *utterances, frames, freqs = power.shape
@@ -144,7 +144,7 @@ def initial_factors(
         H = power.new_full((*utterances, frames, rank), 0.5)
     else:
         H = power.new_empty(*utterances, frames, rank).uniform_(generator=rng)
-    if noise.stationary:  # a product of two numbers, each 1/2 on average
+    if noise.start != "mixture":  # a product of two numbers, each 1/2 on average
         W = W * (stationary_spectrum(power, mask)[..., None, :] / (0.25 * rank))
         H = H * W.sum(-1)[..., None, :]
     else:

@@ -14,8 +14,9 @@ recording is in it, but the papers' form is: b_n ~ N_c(0, diag (W H)_n). For eac
              gone by half in 15 to 700 ms
 
 Under all of them lies a background that never ends, 10 to 40 dB fainter, tilted by -6 to 0 dB an octave: between lines
-and over a rumble a recording is never empty. Beside them there may be voices: sums of speech of other speakers, which the caller gives (`voices`). The recording's
-SNR is drawn by the caller too; a source's level is relative to the others'.
+and over a rumble a recording is never empty. Beside them there may be voices: sums of speech of other speakers, which
+the caller gives (`voices`). The recording's SNR is drawn by the caller too; a source's level is relative to the
+others'.
 """
 
 import math

@@ -51,7 +51,8 @@ class NoiseModel:
         smoothness: lambda; 0: activations are free from frame to frame.
         gain: what g of (S17) is: one number for the "recording", one a "frame" without a prior, or 1 ("none").
         response: terms a_j of the microphone's response; they need a gain of the recording.
-        stationary: W H starts as the noise that is always there, `stationary_spectrum`; else as loud as the mixture.
+        start: of W H: the noise that is always there, `stationary_spectrum`; as loud as the "mixture"; or the noise
+            that a "guide" hears, which changes with time (without a guide: stationary).
 
     Raises:
         InputError: a count or a weight below its least, a response without a gain of the recording.
@@ -61,7 +62,7 @@ class NoiseModel:
     smoothness: float = 10.0
     gain: Literal["recording", "frame", "none"] = "recording"
     response: int = 4
-    stationary: bool = True
+    start: Literal["stationary", "mixture", "guide"] = "stationary"
 
     def __post_init__(self) -> None:
         if not self.rank >= 1:
@@ -70,6 +71,10 @@ class NoiseModel:
             raise InputError(f"NoiseModel: smoothness is {self.smoothness}: give 0 or more")
         if self.gain not in ("recording", "frame", "none"):
             raise InputError(f"NoiseModel: gain is {self.gain!r}: take recording, frame or none")
+        if self.start not in ("stationary", "mixture", "guide"):
+            raise InputError(
+                f"NoiseModel: start is {self.start!r}: take stationary, mixture or guide"
+            )
         if not self.response >= 0:
             raise InputError(f"NoiseModel: response is {self.response}: give 0 or more")
         if self.response and self.gain != "recording":
@@ -81,7 +86,7 @@ class NoiseModel:
     @classmethod
     def paper(cls, rank: int = 10) -> "NoiseModel":
         """The papers': bare NMF, a gain a frame, nothing with a prior."""
-        return cls(rank, smoothness=0.0, gain="frame", response=0, stationary=False)
+        return cls(rank, smoothness=0.0, gain="frame", response=0, start="mixture")
 
 
 NOISE_MODELS = {"smooth": NoiseModel(), "paper": NoiseModel.paper()}

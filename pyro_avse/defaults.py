@@ -3,6 +3,6 @@
 """
 
 DEFAULT_MODEL = "min_vae_v2"
-DEFAULT_INFERENCE = "ldem"
+DEFAULT_INFERENCE = "guided"
 SAMPLE_RATE = 16000
 """Of every waveform inside the library, in Hz."""

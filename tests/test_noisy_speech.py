@@ -187,7 +187,7 @@ def test_noise_starts_as_what_is_always_there(random_power) -> None:
     assert not torch.allclose(mixture[0].mean(0) / variance, found[0] / variance, rtol=1)
     W, H = initial_factors(
         mixture,
-        replace(NoiseModel.paper(1000), stationary=True),
+        replace(NoiseModel.paper(1000), start="stationary"),
         mask=mask,
         rng=torch.Generator().manual_seed(0),
     )
@@ -206,7 +206,7 @@ def test_stationary_start_on_digital_silence() -> None:
     torch.testing.assert_close(found, torch.tensor([VARIANCE_FLOOR, 1e-3, quiet]))
     W, H = initial_factors(
         power * 0,
-        replace(NoiseModel.paper(2), stationary=True),
+        replace(NoiseModel.paper(2), start="stationary"),
         rng=torch.Generator().manual_seed(0),
     )
     assert W.isfinite().all()

@@ -1,0 +1,110 @@
+"""Langevin EM that a guide keeps an eye on: the chains sample between its q(z | x_1:N) and the model's p(z | x). (31)
+
+The model takes frames for independent, and hundreds of coefficients of a frame too, so that its posterior is far too
+sure: it explains what noise is left over as speech. The guide (`models/guide.py`) has heard the frames around, and has
+learned from draws what comes of that, but knows this recording's noise less well. Between both lies
+
+    log f(z_n) = (1 - w) log p(x_n, z_n) + w log q(z_n),   q(z_n) = sum_k r_nk q(z_n | alpha_n = k)
+
+the geometric mean of the two, with `guide_share` w: 0 is the posterior of `ldem`, 1 the guide alone. (A logarithmic
+opinion pool [Genest and Zidek 1986]; the likelihood to a power below one is a power posterior [Grünwald 2012].) r and
+the filter are the model's at the draws, W H, g and a are fitted as ever.
+
+Chains that start at the guide's codes have arrived: two chains and a third of the steps do. When to use it: the default
+of `enhance` where the prior has a guide. Without one it is `ldem`, with whatever was changed in the settings here.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from jaxtyping import Float
+from torch import Tensor
+
+from pyro_avse.distributions import unchecked_normal
+from pyro_avse.inference.em import Observation
+from pyro_avse.inference.gradient import value_and_grad
+from pyro_avse.inference.ldem import LDEM
+from pyro_avse.inference.target import CollapsedTarget, Quadratic, log_sum_of_components
+from pyro_avse.typing import Codes, Guess, InputError, Target
+
+
+@dataclass(frozen=True)
+class Guided(LDEM):
+    """Settings of Langevin EM under a guide; how the defaults were found: docs/RESULTS.md, "Guides".
+
+    Attributes:
+        guide_share: w, from 0 to 1.
+        iterations, first_warmup, warmup, draws, final_warmup, final_draws, chains: as in `LDEM`, fewer.
+
+    Raises:
+        InputError: another share; a `total_variation`, under which a guide of frames has no place.
+    """
+
+    name: ClassVar[str] = "guided"
+    iterations: int = 4
+    warmup: int = 1
+    draws: int = 1
+    first_warmup: int | None = 2
+    final_warmup: int = 2
+    final_draws: int = 4
+    chains: int = 2
+    guide_share: float = 0.7
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.guide_share <= 1:
+            raise InputError(
+                f"guide_share is {self.guide_share}: give 0, the model's posterior alone, to 1, the guide alone"
+            )
+        if self.total_variation:
+            raise InputError(
+                f"total_variation is {self.total_variation} with guided, whose frames are events: take ldem"
+            )
+
+    def given(self, observation: Observation) -> LDEM:
+        """This, or without a guide `ldem`."""
+        return self if observation.guess is not None else self.without_guide()
+
+    def without_guide(self) -> LDEM:
+        """`ldem` with the settings that differ from the defaults here."""
+        changed = {
+            name: getattr(self, name)
+            for name in LDEM.__dataclass_fields__
+            if repr(getattr(self, name)) != repr(getattr(Guided(), name))
+        }
+        return LDEM(**changed)
+
+    def sampled(self, observation: Observation, target: CollapsedTarget) -> Target:
+        """f, where there is a guide."""
+        if observation.guess is None:
+            return target
+        return Between.of(target, observation.guess, self.guide_share)
+
+
+@dataclass(frozen=True)
+class Between:
+    """f of every frame."""
+
+    target: CollapsedTarget
+    guide: Quadratic
+    """log r_nk + log q(z_n | k), components first."""
+    share: float
+    event_dim: int = 1
+
+    @classmethod
+    def of(cls, target: CollapsedTarget, guess: Guess, share: float) -> "Between":
+        mean, scale = (t[:, None] for t in (guess.codes.mean, guess.codes.stddev))  # for chains
+        q = unchecked_normal(mean, scale)
+        return cls(target, Quadratic.of(q, guess.responsibilities), share)
+
+    def log_density(self, z: Codes) -> Float[Tensor, "chain *utterance frame"]:
+        guide = log_sum_of_components(self.guide.log_prob(z))
+        return (1 - self.share) * self.target.log_density(z) + self.share * guide
+
+    def value_and_grad(self, z: Codes) -> tuple[Float[Tensor, "chain *utterance frame"], Codes]:
+        value, slope = value_and_grad(self.target, z)
+        log_q = self.guide.log_prob(z)
+        log_sum = log_sum_of_components(log_q)
+        score = ((log_q - log_sum).exp()[..., None] * self.guide.score(z)).sum(0)
+        value = (1 - self.share) * value + self.share * log_sum
+        return value, (1 - self.share) * slope + self.share * score

@@ -1,0 +1,119 @@
+"""Langevin EM under a guide: what its chains sample, and what it is without one."""
+
+from typing import Any
+
+import pytest
+import torch
+from pyro.distributions import Independent, MixtureSameFamily, Normal
+from torch import Tensor
+from torch.distributions import Categorical
+
+from pyro_avse.inference import run_chains
+from pyro_avse.inference.gradient import value_and_grad
+from pyro_avse.inference.guided import Between, Guided
+from pyro_avse.inference.ldem import LDEM
+from pyro_avse.inference.mala import MALA
+from pyro_avse.inference.mcem import MCEM
+from pyro_avse.inference.target import CollapsedTarget
+from pyro_avse.models.guide import NoisyGuide
+from pyro_avse.models.nmf_noise import NoiseModel
+from pyro_avse.typing import Guess, InputError
+
+pytestmark = pytest.mark.usefixtures("float64")
+FRAMES = 5
+
+
+@pytest.fixture
+def seen(small_prior: Any, random_power: Any, random_lips: Any) -> Any:
+    """A posterior, and what an untrained guide believes."""
+
+    def build(name: str) -> tuple[CollapsedTarget, Guess]:
+        prior = small_prior(name).requires_grad_(False)
+        power, lips = random_power(FRAMES, 7), random_lips(FRAMES)
+        v = prior.visual_features(lips)
+        target = CollapsedTarget(prior, v, power, torch.rand(FRAMES, 7) + 0.1, prior.mixing_weight)
+        guide = NoisyGuide(prior, hidden=6, layers=1).double().requires_grad_(False)
+        return target, guide.guess(power, lips)
+
+    return build
+
+
+@pytest.mark.parametrize("name", ["a_vae", "min_vae_v1", "two_decoders"])
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_chains_sample_the_geometric_mean(name: str, share: float, seen: Any) -> None:
+    """Its density by torch's mixture of Normals, its gradient by autograd; its ends are the posterior and the guide."""
+    target, guess = seen(name)
+    between = Between.of(target, guess, share)
+    z = torch.randn(4, FRAMES, 2)
+    q = MixtureSameFamily(
+        Categorical(guess.responsibilities.movedim(0, -1)),
+        Independent(Normal(guess.codes.mean.movedim(0, -2), guess.codes.stddev.movedim(0, -2)), 1),
+    )
+    by_hand = (1 - share) * target.log_density(z) + share * q.log_prob(z)
+    assert torch.allclose(between.log_density(z), by_hand)
+    leaf = z.clone().requires_grad_()
+    expected = torch.autograd.grad(between.log_density(leaf).sum(), leaf)[0]
+    value, slope = value_and_grad(between, z)
+    assert torch.allclose(value, by_hand)
+    assert torch.allclose(slope, expected)
+
+
+def test_of_two_gaussians_it_is_the_gaussian_between(seen: Any) -> None:
+    """Exact chains on it: precisions add up by their shares. Means of 4000 draws, 5 standard errors: a false alarm in
+    2e5; the twin with the shares changed over is far away.
+    """
+    target, guess = seen("a_vae")
+
+    class Gaussian:
+        event_dim = 1
+
+        def log_density(self, z: Tensor) -> Tensor:
+            return Normal(2.0, 0.5).log_prob(z).sum(-1)
+
+    share = 0.2
+    draws = {}
+    for w in (share, 1 - share):
+        between = Between(Gaussian(), Between.of(target, guess, w).guide, w)
+        start = torch.zeros(40, FRAMES, 2)
+        draws[w] = run_chains(
+            MALA(step_size=0.5), between, start, draws=200, warmup=100, thin=2
+        ).draws
+    m, s = guess.codes.mean[0], guess.codes.stddev[0]
+    precision = (1 - share) / 0.25 + share / s.square()
+    mean = ((1 - share) * 2 / 0.25 + share * m / s.square()) / precision
+    away = {w: (d.mean((0, 1)) - mean).abs() * precision.sqrt() for w, d in draws.items()}
+    assert away[share].max() < 0.08 < away[1 - share].max()
+
+
+def test_without_a_guide_it_is_ldem_with_what_was_changed(seen: Any) -> None:
+    target, _ = seen("a_vae")
+    x = torch.randn(20, 7, dtype=torch.complex128)
+    found = Guided()(target.prior, x, seed=3)
+    assert torch.equal(found.speech, LDEM()(target.prior, x, seed=3).speech)
+    changed = Guided(iterations=2, noise=NoiseModel(rank=3), kernel=MALA(), guide_share=0.5)
+    assert changed.without_guide() == LDEM(iterations=2, noise=NoiseModel(rank=3), kernel=MALA())
+
+
+def test_the_guide_has_its_share(seen: Any) -> None:
+    """With all of it, chains that move exactly stay at q's codes; with none of it they are mcem's own."""
+    target, _ = seen("a_vae")
+    prior = target.prior
+    guide = NoisyGuide(prior, hidden=6, layers=1).double().requires_grad_(False)
+    x = torch.randn(20, 7, dtype=torch.complex128)
+    options = {"kernel": MALA(step_size=0.3), "final_warmup": 50, "final_draws": 300}
+    alone = Guided(guide_share=1.0, **options)(prior, x, guide=guide)
+    q = guide.guess(x.abs().square()).codes
+    away = (alone.chains.draws.mean((0, 1)) - q.mean[0]).abs() / q.stddev[0]
+    assert away.mean() < 0.2
+    settings = Guided(guide_share=0.0, temperature=float("inf"), exponent=0.5)
+    exact = settings(prior, x, guide=guide)
+    names = ("iterations", "warmup", "draws", "first_warmup", "final_warmup", "final_draws")
+    same = MCEM(**{n: getattr(settings, n) for n in names}, chains=2, kernel=settings.kernel)
+    assert torch.allclose(exact.speech, same(prior, x, guide=guide).speech)
+
+
+def test_refusals(seen: Any) -> None:
+    with pytest.raises(InputError, match=r"guide_share is 1.5: give 0"):
+        Guided(guide_share=1.5)
+    with pytest.raises(InputError, match="take ldem"):
+        Guided(total_variation=1.0)
