@@ -1,6 +1,6 @@
 """Sound that is still coming in: blocks in, blocks out, some 0.23 s later.
 
-    stream = Enhancer(prior, LDEM(), guide=causal_guide).stream(sample_rate=16000)
+    stream = Enhancer(prior, Guided(), guide=causal_guide).stream(sample_rate=16000)
     for block in microphone:                       # any number of samples
         play(stream.push(block))
     play(stream.flush())                           # as many samples came out as went in
@@ -25,18 +25,21 @@ import numpy as np
 import soxr
 import torch
 from jaxtyping import Float, Float32, Shaped
+from pyro.distributions import Independent
 
 from pyro_avse.data.media.level import BAND, MOMENT, level_of_moments
 from pyro_avse.defaults import SAMPLE_RATE
+from pyro_avse.distributions import unchecked_normal
 from pyro_avse.enhancement.front import Parts, high_pass, low_speech
 from pyro_avse.inference.em import Observation
-from pyro_avse.inference.ldem import LDEM
+from pyro_avse.inference.guided import Guided
 from pyro_avse.inference.mcem import MCEM
 from pyro_avse.inference.monte_carlo import MCEMState
 from pyro_avse.inference.nmf import is_nmf_update_H
 from pyro_avse.inference.run import unchecked
 from pyro_avse.models.ear import Memory
 from pyro_avse.models.guide import NoisyGuide
+from pyro_avse.models.nmf_noise import NoiseModel
 from pyro_avse.stft import STFT
 from pyro_avse.typing import Guess, InputError
 
@@ -54,11 +57,9 @@ STEPS = 2
 """EM iterations a block."""
 
 
-def live_scheme() -> LDEM:
-    """`ldem` with what a block has time for: two chains, few steps."""
-    return LDEM(
-        iterations=STEPS, first_warmup=2, warmup=2, draws=2, final_warmup=2, final_draws=4, chains=2
-    )
+def live_scheme() -> Guided:
+    """`guided` with what a block has time for; noise starts as the guide hears it, there being no recording yet."""
+    return Guided(iterations=STEPS, final_warmup=1, noise=NoiseModel(start="guide"))
 
 
 class Stream:
@@ -67,7 +68,7 @@ class Stream:
     Args:
         prior: as the front's filter lets it be heard.
         guide: causal, of that prior.
-        scheme: `mcem` or `ldem`, with its settings of a block.
+        scheme: `guided`, `ldem` or `mcem`, with its settings of a block.
         sample_rate: of the samples that are pushed, in Hz.
         seed: of every random draw.
 
@@ -111,6 +112,7 @@ class Stream:
             self._resamplers = [soxr.ResampleStream(a, b, 1, dtype="float64") for a, b in rates]
         self._sound = Sound(self.stft)
         self._memory: Memory | None = None
+        self._guess: Guess | None = None
         self._spectra = torch.zeros(
             0, self.stft.n_fft // 2 + 1, dtype=torch.complex64, device=self.device
         )
@@ -215,7 +217,9 @@ class Stream:
         known = min(len(self._spectra), WINDOW - new)
         self._spectra = torch.cat([self._spectra[len(self._spectra) - known :], spectra])
         x = self._spectra / level
-        observation = Observation(self.prior, x, x.real.square() + x.imag.square(), None, None)
+        self._guess = guess if self._guess is None else lengthened(self._guess, guess, known)
+        power = x.real.square() + x.imag.square()
+        observation = Observation(self.prior, x, power, None, None, guess=self._guess)
         self.state = self._start(observation, guess, known, new)
         for _ in range(self.scheme.iterations):
             self.state = self.scheme.step(observation, self.state, rng=self.rng)
@@ -252,6 +256,28 @@ class Stream:
             kernel=self.scheme.kernel,
             iteration=1,
         )
+
+
+def lengthened(old: Guess, new: Guess, known: int) -> Guess:
+    """What was believed of the last `known` frames, and what is of the new ones; the level is the newest."""
+
+    def joined(before: Independent, after: Independent, frame: int) -> Independent:
+        kept = before.mean.shape[frame] - known
+        mean, scale = (
+            torch.cat([b.narrow(frame, kept, known), a], frame)
+            for b, a in ((before.mean, after.mean), (before.stddev, after.stddev))
+        )
+        return unchecked_normal(mean, scale)
+
+    r = torch.cat(
+        [old.responsibilities[:, old.responsibilities.shape[1] - known :], new.responsibilities], 1
+    )
+    return replace(
+        new,
+        codes=joined(old.codes, new.codes, 1),
+        responsibilities=r,
+        log_noise=joined(old.log_noise, new.log_noise, 0),
+    )
 
 
 def rescaled(state: MCEMState, power: float) -> MCEMState:
