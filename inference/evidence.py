@@ -202,27 +202,58 @@ def reverse_annealed(
     return -log_mean(-log_w)
 
 
+@dataclass(frozen=True)
+class ComponentEvidence:
+    """What every component makes of every frame."""
+
+    evidence: Float[Tensor, "component *utterance frame"]
+    """log p(x_n | k), by `tempered_smc`."""
+    lower: Float[Tensor, "component *utterance frame"] | None
+    """The same by `annealed_importance` along the same path, if asked: lower on average."""
+    mixing_weight: Float[Tensor, "component *ones_or_frame"]
+
+    @property
+    def responsibilities(self) -> Responsibilities:
+        """r_nk: the honest alpha."""
+        return torch.softmax(self.mixing_weight.log() + self.evidence, 0)
+
+    def of_mixture(self, evidence: Tensor) -> Frames:
+        """log sum_k pi_k p(x_n | k)."""
+        return torch.logsumexp(self.mixing_weight.log() + evidence, 0)
+
+
 @unchecked
 def component_evidence(
-    target: CollapsedTarget, *, guesses: Independent | None = None, **options: Any
-) -> tuple[Float[Tensor, "component *utterance frame"], Responsibilities]:
-    """log p(x_n | k) of every component, and r_nk made of it: the honest alpha.
+    target: CollapsedTarget,
+    *,
+    guesses: Independent | None = None,
+    annealed: bool = False,
+    particles: int = 64,
+    moves: int = 3,
+    kernel: Kernel | None = None,
+    seed: int = 0,
+) -> ComponentEvidence:
+    """log p(x_n | k) of every component.
 
     Args:
         target: the posterior at some W, H, g.
         guesses: q(z_n | k), batch (component, ..., frame), where tempering starts; None: the prior p(z_n | k).
-        options: of `tempered_smc`.
+        annealed: find `lower` too.
+        particles, moves, kernel, seed: as of `tempered_smc`.
     """
     pi = target.mixing_weight
-    found = []
+    options: Any = {"particles": particles, "moves": moves}
+    evidence, lower = [], []
     for k in range(target.prior.num_components):
         own = torch.zeros_like(pi)
         own[k] = 1
-        of_k = replace(target, mixing_weight=own)
-        found.append(tempered_smc(of_k, _start(target, k, guesses), **options).log_evidence)
-    evidence = torch.stack(found)
-    pi = pi.reshape(*pi.shape, *[1] * (evidence.dim() - pi.dim()))
-    return evidence, torch.softmax(pi.log() + evidence, 0)
+        of_k, start = replace(target, mixing_weight=own), _start(target, k, guesses)
+        smc = tempered_smc(of_k, start, kernel=kernel, seed=seed, **options)
+        evidence.append(smc.log_evidence)
+        if annealed:
+            lower.append(annealed_importance(of_k, start, smc.path, seed=seed + 1, **options))
+    pi = pi.reshape(*pi.shape, *[1] * (evidence[0].dim() + 1 - pi.dim()))
+    return ComponentEvidence(torch.stack(evidence), torch.stack(lower) if annealed else None, pi)
 
 
 def _start(target: CollapsedTarget, k: int, guesses: Independent | None) -> Independent:

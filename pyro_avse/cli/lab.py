@@ -1,4 +1,4 @@
-"""`pyro-avse compare | diagnose`: schemes and kernels side by side, and whether one's draws can be trusted.
+"""`pyro-avse compare | diagnose | evidence`: schemes, kernels, models side by side; whether draws can be trusted.
 
 Heavy imports stand inside the commands, so that --help is quick.
 """
@@ -260,3 +260,56 @@ def _schemes(
                 f"--settings for {name!r}, which is no scheme here: here are {', '.join(names)}"
             )
     return {name: build_scheme(name, chosen.get(name, {}) | more, iterations) for name in names}
+
+
+@app.command()
+def evidence(
+    noisy: NoisyArgument,
+    lips: LipsOption = None,
+    fps: FpsOption = None,
+    models: Annotated[
+        str, typer.Option(help="Bundled names or weight files, by commas.")
+    ] = "a_vae,min_vae_v2",
+    inference: Annotated[str, typer.Option(help="Scheme that fits the noise.")] = DEFAULT_INFERENCE,
+    particles: Annotated[int, typer.Option(min=2, help="A frame and component.")] = 32,
+    moves: Annotated[int, typer.Option(min=1, help="Of each particle at each temperature.")] = 2,
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+    as_json: JsonFlag = False,
+) -> None:
+    """Weigh models by the evidence of one recording, frame by frame, and ask what alpha really is."""
+    from pyro_avse.data.lips.open import load_lips
+    from pyro_avse.data.media.audio import load_audio
+    from pyro_avse.enhancement.enhancer import Enhancer
+    from pyro_avse.enhancement.find import find_scheme
+    from pyro_avse.lab.evidence import weigh
+    from pyro_avse.weights.checkpoint import load_prior
+
+    audio = load_audio(noisy)
+    seen = None if lips is None else load_lips(lips, fps=fps)
+    ready = []
+    for model in split_names(models, "--models"):
+        prior, stft = load_prior(model)
+        enhancer = Enhancer(prior, find_scheme(inference), stft=stft, device=device)
+        ready.append((model, enhancer, enhancer.prepare(audio, seen)))
+    found = weigh(ready, particles=particles, moves=moves, seed=seed, report=say)
+    first = next(iter(found.values()))
+    rows = [weighed.row(model, first) for model, weighed in found.items()]
+    if as_json:
+        print(json.dumps(rows))
+        return
+    titles = {
+        "log_evidence": "log evidence",
+        "a_frame_over_first": "a frame, over the first",
+        "common_noise": "at the first's noise",
+        "common_a_frame_over_first": "a frame, over the first",
+        "below_by": "above AIS by",
+        "r_audio": "r(audio)",
+        "r_audio_of_scheme": f"of {inference}",
+        "alpha_away": "r away by",
+    }
+    table = [[row["model"], *(f"{row[key]:.2f}" for key in titles)] for row in rows]
+    print_table(["", *titles.values()], table)
+    say(
+        "in nats; noise was fitted to the recording, so this is the model's likelihood at that noise"
+    )
