@@ -4,7 +4,7 @@ BIN := .venv/bin
 DATA ?= ../shared/data
 JOBS ?= 2
 
-.PHONY: demo test test-fast test-slow test-arviz1 lint check bench results weights
+.PHONY: demo test test-fast test-slow test-arviz1 lint check bench results weights lessons
 
 demo: .venv/.package
 	$(BIN)/pyro-avse demo --out demo
@@ -60,6 +60,14 @@ results: .venv/.development runs/synth
 	$(BIN)/python benchmarks/robustness.py --data $(DATA) --left-out runs/leave_one_out --out runs/robustness --jobs $(JOBS)
 	$(BIN)/python benchmarks/oracle_ladder.py --data $(DATA) --left-out runs/leave_one_out --clips 2 --jobs $(JOBS)
 
+# Every notebook anew, beside the stored ones: runs/lessons.
+lessons: .venv/.lessons
+	mkdir -p runs/lessons
+	for notebook in lessons/*.ipynb; do \
+	  OMP_NUM_THREADS=1 $(BIN)/jupyter execute --timeout=600 $$notebook \
+	    --output=$(abspath runs/lessons)/$$(basename $$notebook) || exit 1; \
+	done
+
 runs/synth: .venv/.development
 	$(BIN)/pyro-avse data synth --out $@ --speakers 100 --minutes 60 --seed 0
 
@@ -96,4 +104,8 @@ weights: .venv/.development runs/speech runs/synth
 
 .venv/.development: pyproject.toml constraints.txt | .venv/bin/python
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[synth,cluster,dev]"
+	touch $@ .venv/.package
+
+.venv/.lessons: pyproject.toml constraints.txt | .venv/bin/python
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[lessons]"
 	touch $@ .venv/.package
