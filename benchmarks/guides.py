@@ -71,9 +71,11 @@ def main() -> None:
     torch.set_num_threads(1)
     for table in args.only:
         for model in args.models:
-            found = pd.DataFrame(globals()[f"table_of_{table}"](args, model))
-            if len(found):
-                print(f"\n{table}: {model}\n{found.to_string(index=False)}", flush=True)
+            for number, row in enumerate(globals()[f"table_of_{table}"](args, model)):
+                if number == 0:
+                    print(f"\n{table}: {model}\n| {' | '.join(row)} |", flush=True)
+                    print("| --- " * len(row) + "|", flush=True)
+                print(f"| {' | '.join(row.values())} |", flush=True)
 
 
 # --- tables: rows of each -------------------------------------------------------------------------------------------
