@@ -109,10 +109,11 @@ def propagate(source: Tensor, position: Tensor, reflection: float, order: int = 
 
 
 def babble(seconds: int, rng: torch.Generator) -> Tensor:
-    """A voice, as far as ears care: noise that falls by 6 dB an octave above 500 Hz, in syllables, four a second."""
+    """A voice, as far as ears care: noise from 100 Hz up, falling from 500 Hz on, in four syllables a second."""
     t = torch.arange(seconds * RATE) / RATE
     spectrum = torch.fft.rfft(torch.randn(len(t), generator=rng))
-    colour = 1 / (1 + torch.fft.rfftfreq(len(t), 1 / RATE) / 500)
+    f = torch.fft.rfftfreq(len(t), 1 / RATE)
+    colour = (f > 100) / (1 + f / 500)
     phase = 2 * math.pi * torch.rand(2, generator=rng)
     syllables = torch.sin(2 * math.pi * 4 * t + 2 * torch.sin(t + phase[0]) + phase[1]).clamp_min(0)
     return torch.fft.irfft(spectrum * colour, len(t)) * syllables

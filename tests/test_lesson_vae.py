@@ -24,8 +24,9 @@ pytestmark = pytest.mark.usefixtures("float64")
 def anything(seed: int = 0, frames: int = 5, freqs: int = 4) -> tuple[Tensor, Weights]:
     """Powers, and weights of a decoder and an encoder."""
     rng = torch.Generator().manual_seed(seed)
+    spread = {"W": 0.5, "b": 0.5, "A": 0.15, "a": 0.3, "D": 0.1, "e": 0.3}
     sizes = vars(lesson.start(rng, freqs))
-    w = Weights(**{k: 0.4 * torch.randn(v.shape, generator=rng) for k, v in sizes.items()})
+    w = Weights(**{k: s * torch.randn(sizes[k].shape, generator=rng) for k, s in spread.items()})
     return lesson.draw(rng, frames, w), w
 
 
@@ -51,7 +52,7 @@ def test_pyro_has_the_same_joint() -> None:
     program = VAE(w)
     trace = poutine.trace(program.guide).get_trace(P)
     joint = poutine.trace(poutine.replay(program.model, trace)).get_trace(P)
-    z, v = trace.nodes["z"]["value"].detach(), None
+    z = trace.nodes["z"]["value"].detach()
     v = (z @ w.W.mT + w.b).exp()
     log_p = stats.norm.logpdf(z).sum() + stats.expon.logpdf(P, scale=v).sum()
     assert joint.log_prob_sum().item() == pytest.approx(log_p)
@@ -62,7 +63,7 @@ def test_pyro_has_the_same_joint() -> None:
 def test_draws_average_to_the_closed_form() -> None:
     """(5) to (7) averaged over eps by Gauss-Hermite quadrature: (8), and its gradient by autograd."""
     P, w = anything(frames=1)
-    nodes, weights = np.polynomial.hermite_e.hermegauss(24)
+    nodes, weights = np.polynomial.hermite_e.hermegauss(16)
     mean, gradients = 0.0, Weights(*(torch.zeros_like(value) for value in vars(w).values()))
     for x, a in zip(nodes, weights, strict=True):
         for y, b in zip(nodes, weights, strict=True):
@@ -81,25 +82,25 @@ def test_draws_average_to_the_closed_form() -> None:
 
 def test_the_evidence_is_an_integral() -> None:
     """log p(P_n) against scipy's adaptive quadrature of the joint."""
-    P, w = anything(frames=2)
+    P, w = anything(frames=1)
 
-    def joint(y: float, x: float, power: np.ndarray) -> float:
-        v = np.exp(w.W.numpy() @ [x, y] + w.b.numpy())
-        return stats.norm.pdf(x) * stats.norm.pdf(y) * np.prod(np.exp(-power / v) / v)
+    def joint(y: float, x: float) -> float:
+        log_v = w.W.numpy() @ [x, y] + w.b.numpy()
+        log_p = -(log_v + P[0].numpy() * np.exp(-log_v)).sum() - (x**2 + y**2) / 2
+        return math.exp(log_p) / (2 * math.pi)
 
-    for n in range(2):
-        total = dblquad(joint, -8, 8, -8, 8, args=(P[n].numpy(),), epsabs=1e-9, epsrel=1e-5)[0]
-        assert lesson.log_marginal(P, w)[n].item() == pytest.approx(math.log(total), abs=1e-5)
+    total = dblquad(joint, -6, 6, -6, 6, epsabs=1e-8, epsrel=1e-5)[0]
+    assert lesson.log_marginal(P, w).item() == pytest.approx(math.log(total), abs=1e-5)
 
 
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=8, deadline=None, derandomize=True)
 @given(seed=st.integers(0, 10**6))
 def test_the_gap_is_a_divergence(seed: int) -> None:
     """(4): log p - L is KL(r || p(z | P)), the posterior on a grid; it is never negative."""
     P, w = anything(seed, frames=3)
     m, log_d = lesson.encode(P, w)
     d = log_d.exp()
-    side = torch.linspace(-6, 6, 121)
+    side = torch.linspace(-8, 8, 161)
     eps = torch.cartesian_prod(side, side)
     z = m[:, None] + d[:, None] * eps  # (frame, point, latent)
     log_r = (-0.5 * eps**2 - 0.5 * math.log(2 * math.pi)).sum(-1) - log_d.sum(-1)[:, None]
@@ -114,17 +115,17 @@ def test_the_gap_is_a_divergence(seed: int) -> None:
     assert (gap > 0).all()
 
 
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=8, deadline=None, derandomize=True)
 @given(seed=st.integers(0, 10**6))
 def test_variational_em_never_falls_and_ends_at_the_optimum(seed: int) -> None:
     """(9): the bound over iterations; its gradient at the end by autograd."""
     P, w = anything(seed)
     before = torch.full((5,), -math.inf)
-    for iterations in range(8):
+    for iterations in range(6):
         after = lesson.exact_bound(P, *lesson.best_gaussian(P, w, iterations), w)
         assert (after >= before - 1e-9).all()
         before = after
-    m, log_d = (x.requires_grad_() for x in lesson.best_gaussian(P, w))
+    m, log_d = (x.requires_grad_() for x in lesson.best_gaussian(P, w, 40))
     lesson.exact_bound(P, m, log_d, w).sum().backward()
     assert m.grad is not None
     assert log_d.grad is not None
@@ -144,12 +145,12 @@ def test_no_other_optimiser_finds_a_better_gaussian() -> None:
 
 
 def test_svi_by_hand_is_pyros_svi() -> None:
-    """(7), (10) and Adam: forty steps end at the same weights, and leave nothing behind."""
+    """(7), (10) and Adam: twenty steps end at the same weights, and leave nothing behind."""
     rng = torch.Generator().manual_seed(0)
     P, first = lesson.draw(rng, 30, lesson.truth()), lesson.start(rng)
     state = torch.get_rng_state()
-    theirs, their_rise = lesson.train_with_pyro(P, first, 40, 0.02, seed=5)
-    ours, rise = lesson.train_by_hand(P, first, 40, 0.02, torch.Generator().manual_seed(5))
+    theirs, their_rise = lesson.train_with_pyro(P, first, 20, 0.02, seed=5)
+    ours, rise = lesson.train_by_hand(P, first, 20, 0.02, torch.Generator().manual_seed(5))
     assert largest_difference(ours, theirs) < 1e-10
     torch.testing.assert_close(rise, their_rise)
     assert (torch.get_rng_state() == state).all()
@@ -157,8 +158,8 @@ def test_svi_by_hand_is_pyros_svi() -> None:
 
 
 def test_the_decoder_is_recovered() -> None:
-    """From 800 frames: unseen frames are as likely as under the truth, but for 0.05 nats; W W^T, all that the likelihood
-    knows of W, to a quarter. A start that was not trained must fail."""
+    """From 800 frames: unseen frames are as likely as under the truth, but for 0.05 nats; W W^T, all that the
+    likelihood knows of W, is found to a quarter. A start that was not trained must fail."""
     true, rng = lesson.truth(), torch.Generator().manual_seed(0)
     P, unseen, first = lesson.draw(rng, 800, true), lesson.draw(rng, 200, true), lesson.start(rng)
     learned, _ = lesson.train_by_hand(P, first, 600, 0.02, rng)
