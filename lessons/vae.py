@@ -9,7 +9,7 @@ of each of F frequencies. Of a complex Gaussian only the power P = |s|^2 matters
 
     z_n ~ N(0, I)                                                                                                    (1)
     P_fn | z_n ~ Exponential(mean v_fn),    log v_n = W z_n + b                                                      (2)
-    log p(P_n | z_n) = - sum_f log v_fn + P_fn / v_fn                                                                (3)
+    log p(P_n | z_n) = - sum_f (log v_fn + P_fn / v_fn)                                                              (3)
 
 W and b are to be learned from P alone: by log p(P_n), an integral over z_n. For any density r(z_n) of our choice,
 
