@@ -68,7 +68,9 @@ def enhance(
         ),
     ] = "own",
     reference: Annotated[Path | None, typer.Option(help="Clean speech, to score against.")] = None,
-    channel: Annotated[str, typer.Option(help="first, mean, or an index from 0.")] = "first",
+    channel: Annotated[
+        str, typer.Option(help="auto (the one with the voice), first, mean, or an index from 0.")
+    ] = "auto",
     iterations: Annotated[int | None, typer.Option(min=1, help="EM iterations at most.")] = None,
     block: Annotated[
         float, typer.Option(help="Seconds: longer sound is enhanced in such blocks; 0: as a whole.")

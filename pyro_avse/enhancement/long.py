@@ -96,7 +96,7 @@ def fade_in(num_samples: int) -> Float64[np.ndarray, "sample"]:
     return np.sin(0.5 * np.pi * np.clip(2 * place - 0.5, 0, 1)) ** 2
 
 
-def open_sound(path: Path, *, channel: str | int = "first", block: float) -> Audio | Blocks:
+def open_sound(path: Path, *, channel: str | int = "auto", block: float) -> Audio | Blocks:
     """A recording, or the blocks of one that lasts longer than `block` seconds; 0 is no limit.
 
     The sound of a video is decoded as a whole, and then cut. Raises InputError as `load_audio`, and for blocks under
