@@ -235,7 +235,5 @@ def test_a_reference_may_differ_by_a_few_samples() -> None:
         clean = audio_from_array(np.resize(VOICE, len(VOICE) + extra), 16000)
         assert len(of_same_length(clean, mixture).waveform) == len(VOICE)
     clean = audio_from_array(VOICE[:-200], 16000)
-    with pytest.raises(
-        InputError, match=r"2\.987 s \(47800 samples at 16 kHz\), .* 3\.000 s \(48000\)"
-    ):
+    with pytest.raises(InputError, match=r"2\.987 s, .* 3\.000 s \(47800 and 48000 samples"):
         of_same_length(clean, mixture)

@@ -47,6 +47,7 @@ def enhance_file(
     noise_out: str | os.PathLike[str] | None = None,
     reference: str | os.PathLike[str] | None = None,
     channel: str | int = "auto",
+    track: int = 0,
     block: float = 30.0,
     seed: int = 0,
     device: str = "auto",
@@ -69,6 +70,7 @@ def enhance_file(
         noise_out: sound; with `output` it sums to the recording.
         reference: clean speech, to score against.
         channel: "auto" (the first, unless the voice is on another), "first", "mean", or an index from 0.
+        track: of a video with more than one sound, from 0; the others are copied.
         block: seconds; longer sound is enhanced in such blocks; 0: as a whole.
         report: told what is done, line by line.
         progress: told the fraction done, and a text; of blocks only.
@@ -85,6 +87,7 @@ def enhance_file(
         Path(f"{noisy.stem}_enhanced.wav" if output is None else output),
         None if noise_out is None else Path(noise_out),
         noisy,
+        track=track,
     )
     if fps is not None and lips is None:
         raise InputError("--fps is of --lips, which is not given: leave it out")
@@ -97,7 +100,7 @@ def enhance_file(
         scheme = inference
     name = inference if isinstance(inference, str) else type(inference).__name__
     notes = places.check()
-    audio = open_sound(noisy, channel=channel, block=block)
+    audio = open_sound(noisy, channel=channel, block=block, track=track)
     notes += audio.notes
     duration = audio.num_samples / audio.sample_rate
     places = replace(places, head=max(0, round(audio.delay * audio.sample_rate)))
@@ -152,6 +155,8 @@ class Places:
     noisy: Path
     head: int = 0
     """Samples of silence before the sound, in files of sound: so much later than the pictures it starts."""
+    track: int = 0
+    """The sound of a video that is replaced."""
 
     def check(self) -> list[str]:
         """What will be left out, a line each.
@@ -162,7 +167,7 @@ class Places:
         if kind_of(self.output) == "video":
             from pyro_avse.data.media.copying import check_video
 
-            notes = check_video(self.output, self.noisy)
+            notes = check_video(self.output, self.noisy, self.track)
         else:
             check_writable(self.output)
         if self.noise is not None:
@@ -184,7 +189,7 @@ class Places:
             from pyro_avse.data.media.copying import copy_pictures
 
             speech, noise = (np.concatenate(parts) for parts in zip(*pieces, strict=True))
-            copy_pictures(self.output, self.noisy, speech, sample_rate)
+            copy_pictures(self.output, self.noisy, speech, sample_rate, self.track)
             if self.noise is not None:
                 save_pieces(self.noise, [self._silence(), noise], sample_rate)
             return

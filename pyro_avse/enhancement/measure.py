@@ -65,8 +65,8 @@ def check_same_length(clean: Audio, mixture: Audio) -> None:
     ours, theirs = len(mixture.waveform), len(clean.waveform)
     if abs(ours - theirs) > FEW:
         raise InputError(
-            f"{clean.path} lasts {theirs / SAMPLE_RATE:.3f} s ({theirs} samples at 16 kHz), the recording"
-            f" {ours / SAMPLE_RATE:.3f} s ({ours}): give the clean speech of the same clip"
+            f"{clean.path} lasts {theirs / SAMPLE_RATE:.3f} s, the recording {ours / SAMPLE_RATE:.3f} s"
+            f" ({theirs} and {ours} samples at 16 kHz): give the clean speech of the same clip"
         )
 
 

@@ -1,8 +1,8 @@
 """Pictures that are no moving lips: frozen, black, or of one grey.
 
 A picture that stands still for a second says nothing of speech, and misleads a model that has only seen lips move.
-Every second of GRID's clips has two neighbouring pictures that are 1.1 grey levels apart. Those of a frozen video differ
-by nothing but what its encoder mends now and then.
+Every second of GRID's clips has two neighbouring pictures that are 1.1 grey levels apart. Those of a frozen video
+differ by nothing but what its encoder mends now and then.
 """
 
 import numpy as np

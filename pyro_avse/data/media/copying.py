@@ -85,7 +85,7 @@ def copy_pictures(
     except InputError:  # a full disk, a damaged source: said already
         raise
     except (av.FFmpegError, ValueError) as error:
-        raise _refused(path, source, str(error).splitlines()[0], plan.pictures, track) from None
+        raise _refused(path, source, str(error).splitlines()[0], plan.pictures) from None
 
 
 def check_video(path: Path, source: Path, track: int = 0) -> list[str]:
@@ -121,7 +121,7 @@ def _plan(path: Path, source: Path, track: int) -> Plan:
         kinds = {s.index: f"{s.type} ({_codec(s)})" for s in offered}
     reason = _refusal(suffix, source, [pictures])
     if reason is not None:
-        raise _refused(path, source, reason, pictures, track)
+        raise _refused(path, source, reason, pictures)
     taken: list[int] = []
     for index in kinds:
         if _refusal(suffix, source, [pictures, *taken, index]) is None:
@@ -131,10 +131,22 @@ def _plan(path: Path, source: Path, track: int) -> Plan:
     return Plan(pictures, tuple(taken), notes)
 
 
-def _refused(path: Path, source: Path, reason: str, pictures: int, track: int) -> InputError:
+def fitting(source: Path, suffix: str) -> str:
+    """The suffix of a container that takes a video's pictures, `suffix` if it does; ".wav" where none does."""
+    with opened(source) as container:
+        pictures = stream_of(container, "video").index
+    return _first_that_fits([suffix, *OFFERED], source, pictures)
+
+
+def _first_that_fits(suffixes: Sequence[str], source: Path, pictures: int) -> str:
+    fit = (s for s in suffixes if _refusal(s.lower(), source, [pictures]) is None)
+    return next(fit, ".wav")
+
+
+def _refused(path: Path, source: Path, reason: str, pictures: int) -> InputError:
     """Names a container that takes the pictures, or none."""
     tried = [s for s in OFFERED if s != path.suffix.lower()]
-    fits = next((s for s in tried if _refusal(s, source, [pictures]) is None), ".wav")
+    fits = _first_that_fits(tried, source, pictures)
     return InputError(f"{path} cannot hold the pictures of {source} ({reason}): end it in {fits}")
 
 
