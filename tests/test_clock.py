@@ -10,7 +10,7 @@ import pytest
 from scipy.signal import correlate
 
 from pyro_avse.data.media.audio import load_audio
-from pyro_avse.data.media.copying import copy_pictures
+from pyro_avse.data.media.copying import check_video, copy_pictures
 from pyro_avse.data.media.sound import decode_sound, place_blocks
 from pyro_avse.typing import InputError
 
@@ -152,3 +152,56 @@ def test_a_track_is_chosen(tmp_path: Path) -> None:
     assert first.notes == (f"{path} has 2 sound tracks (0 und, 1 und): 0 is taken",)
     with pytest.raises(InputError, match="has 2 sound track"):
         load_audio(path, track=2)
+
+
+def test_wrong_stamps_take_no_memory() -> None:
+    """Ten minutes between any two blocks: refused before a day of silence is made."""
+    block = np.ones((1, 100), np.float32)
+    timed = ((599.0 * k, block) for k in range(1000))
+    with pytest.raises(InputError, match="its sound is nearly nothing but gaps"):
+        place_blocks(timed, 1000, Path("a.mkv"))
+
+
+def test_what_else_a_video_carries_comes_along(tmp_path: Path, make_video: Make) -> None:
+    """Title, chapters, a second sound, subtitles; what a container does not take is said before the work."""
+    base = make_video(tmp_path / "base.mp4", PICTURES, sound=VOICE)
+    source = tmp_path / "a.mp4"
+    with av.open(str(base)) as old, av.open(str(source), "w") as new:
+        new.metadata["title"] = "A talk"
+        new.set_chapters(
+            [
+                {
+                    "id": 1,
+                    "start": 0,
+                    "end": 1500,
+                    "time_base": Fraction(1, 1000),
+                    "metadata": {"title": "one"},
+                }
+            ]
+        )
+        streams = {s.index: new.add_stream_from_template(s) for s in old.streams}
+        second = new.add_stream("aac", rate=RATE, layout="mono")
+        second.metadata["language"] = "deu"
+        words = new.add_stream("mov_text")
+        words.codec_context.subtitle_header = b"[Script Info]"
+        for packet in old.demux():
+            if packet.dts is not None:
+                packet.stream = streams[packet.stream.index]
+                new.mux(packet)
+        frame = av.AudioFrame.from_ndarray(VOICE[None].astype(np.float32), "fltp", "mono")
+        frame.sample_rate, frame.pts, frame.time_base = RATE, 0, Fraction(1, RATE)
+        new.mux([*second.encode(frame), *second.encode(None)])
+        packet = av.Packet(b"\x00\x05hello")
+        packet.stream, packet.pts, packet.dts, packet.duration = words, 0, 0, 2000
+        packet.time_base = Fraction(1, 1000)
+        new.mux(packet)
+    assert check_video(tmp_path / "o.mp4", source) == []
+    (left,) = check_video(tmp_path / "o.mkv", source)
+    assert left.endswith("left out, as .mkv does not take it: subtitle (mov_text)")
+    copy_pictures(tmp_path / "o.mp4", source, VOICE / 2, RATE)
+    with av.open(str(tmp_path / "o.mp4")) as new:
+        kinds = sorted(s.type for s in new.streams if s.type != "data")
+        assert kinds == ["audio", "audio", "subtitle", "video"]
+        assert new.metadata["title"] == "A talk"
+        assert [c["metadata"]["title"] for c in new.chapters()] == ["one"]
+        assert "deu" in [s.language for s in new.streams.audio]

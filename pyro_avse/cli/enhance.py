@@ -116,7 +116,7 @@ def enhance(
         "seed": seed,
         "device": device,
     }
-    one = {"lips": lips, "fps": fps, "reference": reference, "noise_out": noise_out}
+    one: dict[str, Any] = {"lips": lips, "fps": fps, "reference": reference, "noise_out": noise_out}
     if len(noisy) > 1 or (output or "").endswith("/"):
         folder = _folder(noisy, output, one)
         with progress_bar() as update:

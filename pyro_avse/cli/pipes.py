@@ -36,8 +36,8 @@ def piped(
 
         if str(noisy) == PIPE:
             noisy = Path(folder) / "stdin"
-            with noisy.open("wb") as file:
-                shutil.copyfileobj(sys.stdin.buffer, file)
+            with noisy.open("wb") as kept:
+                shutil.copyfileobj(sys.stdin.buffer, kept)
             if noisy.stat().st_size == 0:
                 raise InputError("stdin is empty: pipe a recording into it")
         place = Path(folder) / "stdout.wav" if str(output) == PIPE else output

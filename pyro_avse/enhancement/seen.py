@@ -73,7 +73,7 @@ def _watched(
     """The lips of a video as far as its sound goes; None without any face."""
     from pyro_avse.data.lips.watch import watch  # OpenCV takes a while to load
 
-    watched = watch(source, whole=False)
+    watched = watch(source, whole=False, until=duration)
     found, notes = watched.lips, list(watched.notes)
     if found.mask is not None and not found.mask.any():
         if not any("no face" in note for note in notes):

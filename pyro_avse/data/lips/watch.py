@@ -55,6 +55,7 @@ def watch(
     boxes: str | os.PathLike[str] | None = None,
     *,
     whole: bool = True,
+    until: float = np.inf,
 ) -> Watched:
     """Find the lips in a video.
 
@@ -62,6 +63,7 @@ def watch(
         boxes: a CSV of the face's boxes (`face.read_boxes`), used instead of looking for it.
         whole: the face is to be seen from the beginning of the sound to the end of the pictures. Else what is without a
             face for more than a second, or before the first picture, is masked.
+        until: seconds of sound; pictures at a varying rate are held no longer.
 
     Raises:
         InputError: a video that cannot be read or is damaged; where it is to be whole, no face, or none for more than
@@ -78,7 +80,7 @@ def watch(
             found.append(finder(grey()))
         seen.append(time)
     times = np.array(seen)
-    timing = time_pictures(path, times)
+    timing = time_pictures(path, times, until)
     if whole and timing.mask is not None:
         raise InputError(
             f"{path}: its pictures show from {times[0]:.2f} to {times[-1]:.2f} s of its sound: trim the sound"

@@ -180,9 +180,10 @@ def _add(container: Any, stream: Any) -> Any:
 
 
 def _copy_tags(stream: Any, into: Any) -> None:
-    """Language and title. The others are of the old container."""
+    """Language, title, and what it is for (a cover, the default). Other tags are of the old container."""
     kept = {k: v for k, v in stream.metadata.items() if k.lower() in ("language", "title")}
     into.metadata.update(kept)
+    into.disposition = stream.disposition
 
 
 def _codec(stream: Any) -> str:

@@ -31,8 +31,9 @@ class EncodedFile:
             else soxr.ResampleStream(sample_rate, self.rate, 1, dtype="float32")
         )
         self.container: Any = av.open(str(part), "w", format=form)
-        self.stream: Any = self.container.add_stream(codec, rate=self.rate, layout="mono")
-        self.stream.bit_rate = min(192_000, 4 * self.rate)
+        self.stream: Any = self.container.add_stream(
+            codec, rate=self.rate, layout="mono", bit_rate=min(192_000, 4 * self.rate)
+        )
         self.written = 0
 
     def __enter__(self) -> "EncodedFile":

@@ -8,6 +8,7 @@ adds up, as each block's own stamp tells its place.
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ ROUNDING = 0.01
 """Seconds by which a block may lie beside its time stamp; a lost packet of any usual codec is longer."""
 LONGEST_GAP = 600.0
 """Seconds: a jump beyond is no pause but a wrong time stamp."""
+MOST_SILENCE = 10
+"""Times as long as the sound may be the gaps in it, besides those ten minutes."""
 Block = Float32[np.ndarray, "channel sample"]
 
 
@@ -62,14 +65,16 @@ def decode_sound(path: Path, track: int = 0) -> Sound:
             raise InputError(f"{path} has {len(tracks)} sound track(s), not {track}: count from 0")
         if stream.codec_context is None:
             raise InputError(f"{path}: its sound is of a kind unknown here: convert it to .wav")
-        blocks, gaps = place_blocks(_blocks(container, stream, path), stream.rate, path)
+        timed = _blocks(container, stream, path)
+        first = list(islice(timed, 1))  # some codecs tell their rate with it
+        rate = stream.codec_context.sample_rate
+        blocks, gaps = place_blocks(chain(first, timed), rate, path)
         names = tuple(channel.name for channel in stream.codec_context.layout.channels)
         delay = read_starts(path, track).delay
         notes = [f"{path}: {describe_gaps(gaps, max(0.0, delay))}"] if gaps else []
         if len(tracks) > 1:
             said = ", ".join(f"{k} {t.language or 'und'}" for k, t in enumerate(tracks))
             notes.append(f"{path} has {len(tracks)} sound tracks ({said}): {track} is taken")
-        rate = stream.codec_context.sample_rate
     samples = np.concatenate(blocks, axis=1) if blocks else np.zeros((len(names), 0), np.float32)
     return Sound(samples.T, rate, names, delay, tuple(notes))
 
@@ -90,7 +95,7 @@ def place_blocks(
     """
     placed: list[Block] = []
     gaps: list[tuple[float, float]] = []
-    start, length = None, 0
+    start, length, silent = None, 0, 0
     for time, block in timed:
         missing = 0
         if time is not None:
@@ -98,6 +103,9 @@ def place_blocks(
             missing = round((time - start) * rate) - length
             if missing < -TOLERANCE * rate or missing > LONGEST_GAP * rate:
                 raise damaged(path, start + length / rate, f"the sound jumps to {time:.2f} s")
+            silent += max(0, missing)
+            if silent > LONGEST_GAP * rate + MOST_SILENCE * (length - silent + missing):
+                raise damaged(path, start + length / rate, "its sound is nearly nothing but gaps")
         if missing > ROUNDING * rate:
             gaps.append((length / rate, (length + missing) / rate))
             placed.append(np.zeros((len(block), missing), np.float32))

@@ -68,13 +68,16 @@ def read_pictures(
         raise InputError(f"{path} has no pictures that can be decoded: check the file")
 
 
-def time_pictures(path: Path, times: Float64[np.ndarray, "picture"]) -> Timing:
+def time_pictures(
+    path: Path, times: Float64[np.ndarray, "picture"], until: float = np.inf
+) -> Timing:
     """Put pictures on a constant rate that starts with the sound.
 
     Where every picture is within half a frame of k / fps, each is a frame. Else (a variable rate, or pictures that
     start later or earlier than the sound) a frame shows the last picture that began before it, at the rate that the
     median interval gives; nothing is blended. Before a first picture that comes over 0.25 s after the sound there is
-    none (`mask`), and pictures that end before the sound begins leave one frame, masked.
+    none (`mask`), and pictures that end before the sound begins leave one frame, masked. At a varying rate there are
+    no frames after `until`, in seconds: a wrong time stamp may be years ahead.
     """
     with opened(path) as container:
         stream = stream_of(container, "video")
@@ -86,7 +89,8 @@ def time_pictures(path: Path, times: Float64[np.ndarray, "picture"]) -> Timing:
         if np.abs(times - np.arange(len(times)) / fps).max() < 0.5 / fps:
             return Timing(times, np.arange(len(times)), fps, None)
     usual = min(usual, FASTEST)
-    grid = np.arange(0, max(0.0, times[-1]) + 1 / usual - 1e-6, 1 / usual)
+    last = min(max(0.0, times[-1]), max(0.0, until))
+    grid = np.arange(0, last + 1 / usual - 1e-6, 1 / usual)
     shown = np.searchsorted(times, grid + 1e-6, side="right") - 1
     mask = None
     if times[-1] + 1 / usual <= 0:
