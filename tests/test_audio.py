@@ -9,7 +9,7 @@ import soundfile
 
 from pyro_avse.data.media import audio
 from pyro_avse.data.media.audio import audio_from_array, load_audio, restore
-from pyro_avse.data.media.saving import check_writable, save_audio
+from pyro_avse.data.media.saving import check_writable, save_audio, save_pieces
 from pyro_avse.typing import InputError
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -170,6 +170,22 @@ def test_what_is_saved_is_what_is_read(
 def test_other_formats_are_libsndfiles_default(tmp_path: Path) -> None:
     save_audio(tmp_path / "a.ogg", tone(16000), 16000)
     assert soundfile.info(tmp_path / "a.ogg").subtype == "VORBIS"
+
+
+@pytest.mark.parametrize("suffix", [".m4a", ".opus"])
+@pytest.mark.parametrize("sample_rate", [11000, 16000, 44100])
+def test_sound_is_encoded_in_step(tmp_path: Path, suffix: str, sample_rate: int) -> None:
+    """AAC and Opus, in pieces: the same sound at the same time, at a rate that the codec has."""
+    wave = tone(sample_rate)
+    path = tmp_path / f"a{suffix}"
+    save_pieces(path, np.array_split(wave, 3), sample_rate)
+    heard = load_audio(path)
+    read, meant = heard.waveform * heard.peak, tone(16000)
+    n = min(len(read), len(meant))
+    assert abs(len(read) - len(meant)) < 1200
+    assert abs(int(np.correlate(read[4000:12000], meant[4200:11800]).argmax()) - 200) <= 1
+    assert np.corrcoef(read[:n], meant[:n])[0, 1] > 0.99
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
 def test_saving_replaces_whole_or_not_at_all(

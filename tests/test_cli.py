@@ -158,7 +158,9 @@ REFUSED = {
     "enhance": "Missing argument 'noisy'",
     f"{ENHANCE} --loud": "No such option: --loud",
     f"{ENHANCE} --iterations many": "Invalid value for '--iterations'",
-    f"{ENHANCE} extra": "unexpected extra argument",
+    f"{ENHANCE} extra": "2 recordings: name a folder for them, as -o enhanced/",
+    f"{ENHANCE} extra -o x/ --lips IN/lips.npz": "--lips is of one recording",
+    "enhance - --json -o -": "would both be on stdout",
     "train IN/good.toml --out run": "Missing option '--data'",
 }
 

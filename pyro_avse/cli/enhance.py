@@ -19,12 +19,19 @@ from pyro_avse.cli.app import (
     progress_bar,
     say,
 )
+from pyro_avse.cli.pipes import PIPE, piped
 from pyro_avse.defaults import DEFAULT_INFERENCE, DEFAULT_MODEL
+from pyro_avse.errors import InputError
 
 
 @app.command()
 def enhance(
-    noisy: Annotated[Path, typer.Argument(help="Sound or video, any format, rate and channels.")],
+    noisy: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Sound or video, any format, rate and channels; several, into a folder; - for stdin."
+        ),
+    ],
     lips: Annotated[
         Path | None, typer.Option(help=".npz (lips, fps), .npy of 67x67 mouths, or a video.")
     ] = None,
@@ -41,7 +48,10 @@ def enhance(
         bool, typer.Option("--adapt", help="Find each frame's step size in the warm-ups.")
     ] = False,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Sound or video to write.")
+        str | None,
+        typer.Option(
+            "--output", "-o", help="Sound or video to write; a folder/; - for .wav on stdout."
+        ),
     ] = None,
     strength: Annotated[
         float,
@@ -68,8 +78,13 @@ def enhance(
         ),
     ] = "own",
     reference: Annotated[Path | None, typer.Option(help="Clean speech, to score against.")] = None,
-    channel: Annotated[str, typer.Option(help="first, mean, or an index from 0.")] = "first",
+    channel: Annotated[
+        str, typer.Option(help="auto (the one with the voice), first, mean, or an index from 0.")
+    ] = "auto",
     iterations: Annotated[int | None, typer.Option(min=1, help="EM iterations at most.")] = None,
+    track: Annotated[
+        int, typer.Option(min=0, help="Of a video with more than one sound, from 0.")
+    ] = 0,
     block: Annotated[
         float, typer.Option(help="Seconds: longer sound is enhanced in such blocks; 0: as a whole.")
     ] = 30,
@@ -82,38 +97,63 @@ def enhance(
     import torch
 
     from pyro_avse.enhancement.file import enhance_file
+    from pyro_avse.enhancement.many import enhance_many
 
     torch.set_num_threads(threads)  # those that wait for a busy core cost far more than they bring
     settings = {} if kernel is None else {"kernel": kernel}
     settings |= {"adapt": "robbins_monro"} if adapt else {}
-    with progress_bar() as update:
-        row = enhance_file(
-            noisy,
-            output,
-            lips=lips,
-            fps=fps,
-            model=model,
-            inference=inference,
-            settings=settings,
-            iterations=iterations,
-            noise_model=noise_model,
-            guide=None if guide == "none" else guide,
-            strength=strength,
-            noise_out=noise_out,
-            reference=reference,
-            channel=channel,
-            block=block,
-            seed=seed,
-            device=device,
-            report=say,
-            progress=update,
-        )
-    written = " and ".join(row["files"].values())
-    say(f"wrote {written} in {row['seconds']:.1f} s ({row['real_time_factor']:.2f} x real time)")
+    options: dict[str, Any] = {
+        "model": model,
+        "inference": inference,
+        "settings": settings,
+        "iterations": iterations,
+        "noise_model": noise_model,
+        "guide": None if guide == "none" else guide,
+        "strength": strength,
+        "channel": channel,
+        "track": track,
+        "block": block,
+        "seed": seed,
+        "device": device,
+    }
+    one: dict[str, Any] = {"lips": lips, "fps": fps, "reference": reference, "noise_out": noise_out}
+    if len(noisy) > 1 or (output or "").endswith("/"):
+        folder = _folder(noisy, output, one)
+        with progress_bar() as update:
+            rows, refused = enhance_many(noisy, folder, report=say, progress=update, **options)
+        for line in refused:
+            say(f"error: {' '.join(line.split())}")
+        say(f"wrote {len(rows)} of {len(noisy)} recordings into {folder}")
+        if as_json:
+            print(json.dumps({"rows": rows, "refused": refused}))
+        if refused:
+            raise typer.Exit(2)
+        return
+    if output == PIPE and as_json:
+        raise InputError("--json and the sound would both be on stdout: name a file with -o")
+    target = None if output is None else Path(output)
+    target = Path("stdin_enhanced.wav") if target is None and str(noisy[0]) == PIPE else target
+    with piped(noisy[0], target, say) as (path, place, tell), progress_bar() as update:
+        row = enhance_file(path, place, report=tell, progress=update, **one, **options)
+        written = " and ".join(row["files"].values())
+        factor = row["real_time_factor"]
+        tell(f"wrote {written} in {row['seconds']:.1f} s ({factor:.2f} x real time)")
     if as_json:
         print(json.dumps(row))
-    elif row["output"] is not None:
+    elif row["output"] is not None and output != PIPE:
         print_scores([row])
+
+
+def _folder(noisy: list[Path], output: str | None, one: dict[str, Any]) -> Path:
+    """Where several recordings go. Raises InputError for no folder, and what is of one recording alone."""
+    if output is None or (not output.endswith("/") and not Path(output).is_dir()):
+        raise InputError(f"{len(noisy)} recordings: name a folder for them, as -o enhanced/")
+    if PIPE in map(str, noisy):
+        raise InputError("stdin is one recording: give it alone")
+    given = [name for name, value in one.items() if value is not None]
+    if given:
+        raise InputError(f"--{given[0].replace('_', '-')} is of one recording: give one, or none")
+    return Path(output)
 
 
 def print_scores(rows: list[dict[str, Any]]) -> None:

@@ -18,6 +18,7 @@ from pyro_avse.data.media.audio import Audio, audio_from_array, restore
 from pyro_avse.defaults import DEFAULT_INFERENCE, DEFAULT_MODEL, SAMPLE_RATE
 from pyro_avse.enhancement.find import find_device, find_scheme
 from pyro_avse.enhancement.front import Parts, log_response, low_speech, split
+from pyro_avse.enhancement.upper import top_gain, upper_speech
 from pyro_avse.inference.nmf import Dictionary
 from pyro_avse.models.heard import HeardThrough
 from pyro_avse.stft import STFT
@@ -79,7 +80,7 @@ class Enhanced:
 
     @property
     def noise(self) -> Float32[np.ndarray, "sample"]:
-        """The recording minus the speech: rumble, clicks and offset that were taken off too, and what is over 8 kHz."""
+        """The recording minus the speech: rumble, clicks and offset that were taken off too."""
         return self.recording - self.speech
 
     def mix(self, strength: float) -> Float32[np.ndarray, "sample"]:
@@ -314,14 +315,17 @@ class Enhancer:
         heard = found.astype(np.float64)
         speech = parts.restore(heard, low_speech(parts, heard, self.stft)).astype(np.float32)
         disagree = result.chains_disagree
+        times = self.stft.frame_times(len(recording.spectrum))
+        gain = top_gain(result.speech, recording.spectrum)
+        upper = upper_speech(audio, gain, times, parts.clicks)
         return Enhanced(
-            speech=restore(speech, audio),
+            speech=restore(speech, audio) + upper,
             recording=audio.original,
             sample_rate=audio.sample_rate,
             speech_16k=speech,
             responsibilities=result.responsibilities.cpu().numpy(),
             chains_disagree=None if disagree is None else disagree.cpu().numpy(),
-            frame_times=self.stft.frame_times(len(recording.spectrum)),
+            frame_times=times,
             objective=result.objective.cpu().numpy(),
             separation=result,
         )

@@ -7,26 +7,28 @@ Everything that can be refused is refused before any work: the recording, the pl
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float32
 
-from pyro_avse.data.lips.lips import Lips, lips_from_array
-from pyro_avse.data.lips.open import load_lips
 from pyro_avse.data.media.audio import Audio, Blocks, load_audio
-from pyro_avse.data.media.saving import check_writable, save_audio, save_together
+from pyro_avse.data.media.saving import check_writable, save_pieces, save_together
 from pyro_avse.defaults import DEFAULT_INFERENCE, DEFAULT_MODEL
 from pyro_avse.enhancement.enhancer import Enhancer, check_strength, mix
 from pyro_avse.enhancement.find import build_scheme
 from pyro_avse.enhancement.long import Piece, measure_blocks, open_sound
-from pyro_avse.enhancement.measure import check_same_length, measure
+from pyro_avse.enhancement.measure import measure, of_same_length
+from pyro_avse.enhancement.seen import find_lips as find_lips
 from pyro_avse.files import kind_of
 from pyro_avse.typing import JSON, InputError, Scheme
 from pyro_avse.weights.checkpoint import load_prior
 
 Waveform = Float32[np.ndarray, "sample"]
+TOLD = 0.04
+"""Seconds, a picture's: sound that starts later than its pictures is told of from there on."""
 
 
 def enhance_file(
@@ -44,7 +46,8 @@ def enhance_file(
     strength: float = 1.0,
     noise_out: str | os.PathLike[str] | None = None,
     reference: str | os.PathLike[str] | None = None,
-    channel: str | int = "first",
+    channel: str | int = "auto",
+    track: int = 0,
     block: float = 30.0,
     seed: int = 0,
     device: str = "auto",
@@ -55,7 +58,9 @@ def enhance_file(
 
     Args:
         path: sound or video, any format, rate and channels.
-        output: sound, or a video whose pictures are copied; None: PATH's stem and "_enhanced.wav", in this folder.
+        output: sound, or a video whose pictures are copied; None: PATH's stem and "_enhanced.wav", in this folder. It
+            lies on the time line of PATH: silence stands in the gaps of its sound and, in a file of sound, before one
+            that starts after the pictures.
         lips: .npz, .npy or .mat of mouths, or a video; None: those of `path`, if it is a video and the model looks.
         fps: of the lips, in frames a second, where their file does not say.
         model: a bundled name or a weight file.
@@ -64,7 +69,8 @@ def enhance_file(
         strength: 0, the recording as it is, to 1.
         noise_out: sound; with `output` it sums to the recording.
         reference: clean speech, to score against.
-        channel: "first", "mean", or an index from 0.
+        channel: "auto" (the first, unless the voice is on another), "first", "mean", or an index from 0.
+        track: of a video with more than one sound, from 0; the others are copied.
         block: seconds; longer sound is enhanced in such blocks; 0: as a whole.
         report: told what is done, line by line.
         progress: told the fraction done, and a text; of blocks only.
@@ -81,6 +87,7 @@ def enhance_file(
         Path(f"{noisy.stem}_enhanced.wav" if output is None else output),
         None if noise_out is None else Path(noise_out),
         noisy,
+        track=track,
     )
     if fps is not None and lips is None:
         raise InputError("--fps is of --lips, which is not given: leave it out")
@@ -92,17 +99,25 @@ def enhance_file(
     else:
         scheme = inference
     name = inference if isinstance(inference, str) else type(inference).__name__
-    audio = open_sound(noisy, channel=channel, block=block)
+    notes = places.check()
+    audio = open_sound(noisy, channel=channel, block=block, track=track)
+    notes += audio.notes
+    duration = audio.num_samples / audio.sample_rate
+    places = replace(places, head=max(0, round(audio.delay * audio.sample_rate)))
+    if audio.delay > TOLD and kind_of(places.output) != "video":
+        late = f"its sound starts {audio.delay:.2f} s after its pictures"
+        notes.append(f"{noisy}: {late}: silence stands before it, so that it lies under them")
     if isinstance(audio, Blocks) and reference is not None:
         raise InputError(
             f"--reference with blocks, into which more than {block:g} s of sound is cut: add --block 0"
         )
-    places.check()
     clean = None if reference is None else load_audio(reference)
     if clean is not None and isinstance(audio, Audio):
-        check_same_length(clean, audio)
+        clean = of_same_length(clean, audio)
     prior, stft = load_prior(model, guide=None if guide is None else os.fspath(guide))
-    seen, notes = find_lips(noisy, None if lips is None else Path(lips), fps, bool(prior.uses_lips))
+    given = None if lips is None else Path(lips)
+    seen, said = find_lips(noisy, given, fps, prior, duration, audio.delay)
+    notes += said
     enhancer = Enhancer(prior, scheme, stft=stft, device=device)
     if isinstance(audio, Blocks):
         for note in notes:
@@ -124,23 +139,6 @@ def enhance_file(
     return row | {"files": places.files()}
 
 
-def find_lips(
-    noisy: Path, lips: Path | None, fps: float | None, wanted: bool
-) -> tuple[Lips | None, list[str]]:
-    """The lips that are given, or those that the recording shows if the model looks; and what to say of them."""
-    if lips is None and wanted and kind_of(noisy) == "video":
-        lips = noisy
-    if lips is None:
-        return None, []
-    if kind_of(lips) != "video":
-        return load_lips(lips, fps=fps), []
-    from pyro_avse.data.lips.watch import watch  # OpenCV takes a while to load
-
-    watched = watch(lips)
-    seen = watched.lips if fps is None else lips_from_array(watched.lips.frames, fps)
-    return seen, watched.notes
-
-
 def mixed(pieces: Iterator[Piece], strength: float) -> Iterator[tuple[Waveform, Waveform]]:
     """Speech at a strength, and what was taken off, piece by piece."""
     for piece in pieces:
@@ -155,13 +153,21 @@ class Places:
     output: Path
     noise: Path | None
     noisy: Path
+    head: int = 0
+    """Samples of silence before the sound, in files of sound: so much later than the pictures it starts."""
+    track: int = 0
+    """The sound of a video that is replaced."""
 
-    def check(self) -> None:
-        """Raises InputError where something could not be written, or would be written over."""
+    def check(self) -> list[str]:
+        """What will be left out, a line each.
+
+        Raises InputError where something could not be written, or would be written over.
+        """
+        notes = []
         if kind_of(self.output) == "video":
-            from pyro_avse.data.media.video import check_video
+            from pyro_avse.data.media.copying import check_video
 
-            check_video(self.output, self.noisy)
+            notes = check_video(self.output, self.noisy, self.track)
         else:
             check_writable(self.output)
         if self.noise is not None:
@@ -171,6 +177,7 @@ class Places:
                 raise InputError(f"{written} is the recording itself: name another file")
         if self.noise is not None and os.path.realpath(self.noise) == os.path.realpath(self.output):
             raise InputError(f"{self.noise} is the output too: name another file with --noise-out")
+        return notes
 
     def write(self, speech: Waveform, noise: Waveform, sample_rate: int) -> None:
         """Both at once."""
@@ -179,16 +186,21 @@ class Places:
     def write_pieces(self, pieces: Iterator[tuple[Waveform, Waveform]], sample_rate: int) -> None:
         """Piece by piece; into a video, as a whole."""
         if kind_of(self.output) == "video":
-            from pyro_avse.data.media.video import copy_pictures
+            from pyro_avse.data.media.copying import copy_pictures
 
             speech, noise = (np.concatenate(parts) for parts in zip(*pieces, strict=True))
-            copy_pictures(self.output, self.noisy, speech, sample_rate)
+            copy_pictures(self.output, self.noisy, speech, sample_rate, self.track)
             if self.noise is not None:
-                save_audio(self.noise, noise, sample_rate)
-        elif self.noise is None:
-            save_together([self.output], ((speech,) for speech, _ in pieces), sample_rate)
+                save_pieces(self.noise, [self._silence(), noise], sample_rate)
+            return
+        both = chain([(self._silence(), self._silence())], pieces)
+        if self.noise is None:
+            save_together([self.output], ((speech,) for speech, _ in both), sample_rate)
         else:
-            save_together([self.output, self.noise], pieces, sample_rate)
+            save_together([self.output, self.noise], both, sample_rate)
+
+    def _silence(self) -> Waveform:
+        return np.zeros(self.head, np.float32)
 
     def files(self) -> JSON:
         """By what is in them."""

@@ -25,7 +25,7 @@ and n that the recording may have with spreads of 4 and 5 dB, and the mean of it
 filter on `low`. Where the noise above is faint the gain is close to 1, and falls as noise rises: nothing switches.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -64,6 +64,8 @@ class Parts:
     """What inference sees, in the unit `level`."""
     low: Waveform
     level: float
+    clicks: Waveform = field(default_factory=lambda: np.zeros(0))
+    """What was taken off as clicks; zero elsewhere, and where the samples end."""
 
     def restore(self, heard: Waveform, low: Waveform) -> Waveform:
         """Speech in the recording's unit, from its two parts."""
@@ -75,9 +77,10 @@ def split(waveform: Waveform, level: float) -> Parts:
     from scipy.signal import sosfiltfilt
 
     x = waveform.astype(np.float64)
-    x = without_clicks(x - x.mean(), level)
+    centred = x - x.mean()
+    x = without_clicks(centred, level)
     heard = sosfiltfilt(high_pass(), x, padlen=min(len(x) - 1, AROUND * 10))
-    return Parts(heard / level, x - heard, level)
+    return Parts(heard / level, x - heard, level, centred - x)
 
 
 def log_response(frequencies: int, sample_rate: int = 16000) -> Float[np.ndarray, "freq"]:

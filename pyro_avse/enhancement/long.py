@@ -96,7 +96,9 @@ def fade_in(num_samples: int) -> Float64[np.ndarray, "sample"]:
     return np.sin(0.5 * np.pi * np.clip(2 * place - 0.5, 0, 1)) ** 2
 
 
-def open_sound(path: Path, *, channel: str | int = "first", block: float) -> Audio | Blocks:
+def open_sound(
+    path: Path, *, channel: str | int = "auto", block: float, track: int = 0
+) -> Audio | Blocks:
     """A recording, or the blocks of one that lasts longer than `block` seconds; 0 is no limit.
 
     The sound of a video is decoded as a whole, and then cut. Raises InputError as `load_audio`, and for blocks under
@@ -108,9 +110,9 @@ def open_sound(path: Path, *, channel: str | int = "first", block: float) -> Aud
         lasts = soundfile.info(path).duration if block else 0.0
     except (soundfile.LibsndfileError, TypeError):
         lasts = 0.0  # a video, or what `load_audio` refuses
-    if lasts > block:
+    if lasts > block and not track:
         return open_blocks(path, seconds=block, overlap=OVERLAP, channel=channel)
-    audio = load_audio(path, channel=channel)
+    audio = load_audio(path, channel=channel, track=track)
     if block and audio.num_samples > block * audio.sample_rate:
         return cut_blocks(audio, seconds=block, overlap=OVERLAP)
     return audio

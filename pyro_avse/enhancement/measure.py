@@ -1,6 +1,9 @@
 """One enhancement, timed and scored: a row of the tables."""
 
 import time
+from dataclasses import replace
+
+import numpy as np
 
 from pyro_avse.data.media.audio import Audio
 from pyro_avse.defaults import SAMPLE_RATE
@@ -17,6 +20,8 @@ TITLES = {
     "estoi": ("ESTOI", 2),
 }
 """Of the scores, in tables, with their decimals."""
+FEW = 16
+"""Samples at 16 kHz, a millisecond, by which a reference may be longer or shorter: files are cut to whole blocks."""
 
 
 def measure(
@@ -56,10 +61,23 @@ def measure(
 
 
 def check_same_length(clean: Audio, mixture: Audio) -> None:
-    """Refuse a reference that is not of the mixture's length."""
-    ours, theirs = (len(a.waveform) / SAMPLE_RATE for a in (mixture, clean))
-    if ours != theirs:
+    """Refuse a reference that is not of the mixture's length, up to `FEW` samples at 16 kHz."""
+    ours, theirs = len(mixture.waveform), len(clean.waveform)
+    if abs(ours - theirs) > FEW:
         raise InputError(
-            f"{clean.path} lasts {theirs:.3f} s, the recording {ours:.3f} s: give the clean speech of the "
-            "same clip"
+            f"{clean.path} lasts {theirs / SAMPLE_RATE:.3f} s, the recording {ours / SAMPLE_RATE:.3f} s"
+            f" ({theirs} and {ours} samples at 16 kHz): give the clean speech of the same clip"
         )
+
+
+def of_same_length(clean: Audio, mixture: Audio) -> Audio:
+    """A reference with the mixture's samples: a few too many are cut, a few too few are zeros.
+
+    Raises InputError as `check_same_length`.
+    """
+    check_same_length(clean, mixture)
+    samples = len(mixture.waveform)
+    if len(clean.waveform) == samples:
+        return clean
+    fitted = np.pad(clean.waveform[:samples], (0, max(0, samples - len(clean.waveform))))
+    return replace(clean, waveform=fitted)

@@ -188,3 +188,20 @@ def _checked(frames: np.ndarray, path: Path | str) -> Shaped[np.ndarray, "frame 
             f"{path}: integer lips reach from {low} to {high}, not within 0..255: rescale them"
         )
     return np.ascontiguousarray(frames, dtype=np.uint8)
+
+
+def fit_lips(lips: Lips, duration: float) -> Lips:
+    """Lips of a video, as long as its sound of `duration` seconds.
+
+    Pictures after the sound are dropped. Where they end over 0.25 s before it, frames without a mouth follow; up to
+    that the last one is held, as `lips_on_grid` does.
+    """
+    wanted = max(1, round(duration * lips.fps))
+    frames, mask = lips.frames[:wanted], None if lips.mask is None else lips.mask[:wanted]
+    missing = wanted - len(frames)
+    if missing > TOLERANCE * lips.fps:
+        mask = np.ones(len(frames), bool) if mask is None else mask
+        mask = np.concatenate([mask, np.zeros(missing, bool)])
+        nothing = np.zeros((missing, SIDE, SIDE), frames.dtype)
+        frames = np.concatenate([frames, nothing])
+    return Lips(frames, lips.fps, None if mask is None or mask.all() else mask)

@@ -28,7 +28,7 @@ from pyro_avse.data.lips.face import (
     track_face,
 )
 from pyro_avse.data.lips.lips import SIDE, Lips, read_lips
-from pyro_avse.data.media.video import read_pictures, time_pictures
+from pyro_avse.data.media.video import Timing, read_pictures, time_pictures
 from pyro_avse.files import beside, check_place, write_atomically
 from pyro_avse.typing import InputError
 
@@ -45,20 +45,29 @@ class Watched:
     faces: Float64[np.ndarray, "frame 4"]
     """x, y, width, height of the face in every frame, in pixels of the upright picture."""
     gaps: list[tuple[float, float]]
-    """From when to when, in seconds, no face was found and its box was interpolated."""
+    """From when to when, in seconds, no face was found: its box was interpolated, or the lips are masked there."""
     notes: list[str]
     """What the user should know, a line each: gaps, and a frame rate that varies."""
 
 
-def watch(path: str | os.PathLike[str], boxes: str | os.PathLike[str] | None = None) -> Watched:
+def watch(
+    path: str | os.PathLike[str],
+    boxes: str | os.PathLike[str] | None = None,
+    *,
+    whole: bool = True,
+    until: float = np.inf,
+) -> Watched:
     """Find the lips in a video.
 
     Args:
         boxes: a CSV of the face's boxes (`face.read_boxes`), used instead of looking for it.
+        whole: the face is to be seen from the beginning of the sound to the end of the pictures. Else what is without a
+            face for more than a second, or before the first picture, is masked.
+        until: seconds of sound; pictures at a varying rate are held no longer.
 
     Raises:
-        InputError: a video that cannot be read or is damaged; no face, or none for more than a second (it says when);
-            boxes that cannot be used.
+        InputError: a video that cannot be read or is damaged; where it is to be whole, no face, or none for more than
+            a second (it says when), or pictures that begin over 0.25 s after the sound; boxes that cannot be used.
     """
     path = Path(path)
     finder = FaceFinder()
@@ -71,8 +80,13 @@ def watch(path: str | os.PathLike[str], boxes: str | os.PathLike[str] | None = N
             found.append(finder(grey()))
         seen.append(time)
     times = np.array(seen)
-    timing = time_pictures(path, times)
+    timing = time_pictures(path, times, until)
+    if whole and timing.mask is not None:
+        raise InputError(
+            f"{path}: its pictures show from {times[0]:.2f} to {times[-1]:.2f} s of its sound: trim the sound"
+        )
     notes = [] if timing.note is None else [f"{path}: {timing.note}"]
+    shown = np.ones(len(times), bool)
     gaps: list[tuple[float, float]] = []
     if boxes is not None:
         faces = interpolate(*read_boxes(Path(boxes), times), times)
@@ -81,19 +95,23 @@ def watch(path: str | os.PathLike[str], boxes: str | os.PathLike[str] | None = N
         end = float(times[-1]) + 1 / timing.fps
         track, gaps = track_face(found, looks, end)
         lost = ", ".join(f"{start:.1f}-{stop:.1f} s" for start, stop in gaps)
-        if (
-            max((stop - start for start, stop in gaps), default=0.0) > LONGEST_GAP
-            or np.isnan(track).all()
-        ):
+        long = [(a, b) for a, b in gaps if b - a > LONGEST_GAP or np.isnan(track).all()]
+        if long and whole:
             raise InputError(
                 f"{path}: no face at {lost} of {end:.1f} s: light it and look at the camera, trim, or give its "
                 "boxes (pyro-avse lips --boxes FILE.csv)"
             )
-        if gaps:
-            notes.append(f"{path}: no face at {lost}: its place was interpolated")
+        for start, stop in long:
+            shown &= ~((start - 1e-6 <= times) & (times < stop - 1e-6))
+        if not shown.any():
+            return _nothing(path, timing, gaps, end - min(0.0, times[0]))
+        notes += _describe(path, gaps, long, max(0.0, -times[0]))
         faces = smooth_track(track, looks, times)
     mouths = np.empty((len(times), SIDE, SIDE), np.uint8)
     for k, (_, grey) in enumerate(read_pictures(path)):
+        if not shown[k]:
+            mouths[k] = 0
+            continue
         picture = grey()
         x, y = faces[k, :2] + faces[k, 2:] * (0.5, 0.79)
         if not (0 <= x < picture.shape[1] and 0 <= y < picture.shape[0]):
@@ -102,7 +120,30 @@ def watch(path: str | os.PathLike[str], boxes: str | os.PathLike[str] | None = N
                 f"{picture.shape[1]} x {picture.shape[0]} pixels: mend the boxes"
             )
         mouths[k] = cut_mouth(picture, faces[k])
-    return Watched(Lips(mouths[timing.shown], timing.fps), faces[timing.shown], gaps, notes)
+    mask = shown[timing.shown] if timing.mask is None else shown[timing.shown] & timing.mask
+    lips = Lips(mouths[timing.shown], timing.fps, None if mask.all() else mask)
+    return Watched(lips, faces[timing.shown], gaps, notes)
+
+
+def _nothing(path: Path, timing: Timing, gaps: list[tuple[float, float]], end: float) -> Watched:
+    """What is seen of a video without any face."""
+    lips = Lips(np.zeros((1, SIDE, SIDE), np.uint8), timing.fps, np.zeros(1, bool))
+    return Watched(lips, np.full((1, 4), np.nan), gaps, [f"{path}: no face in all its {end:.1f} s"])
+
+
+def _describe(
+    path: Path, gaps: list[tuple[float, float]], long: list[tuple[float, float]], delay: float
+) -> list[str]:
+    """Gaps that were interpolated, and those that are masked, in the recording's seconds; sound starts at `delay`."""
+    lines = [
+        ("its place was interpolated", [gap for gap in gaps if gap not in long]),
+        ("without lips there", long),
+    ]
+    return [
+        f"{path}: no face at {', '.join(f'{delay + a:.1f}-{delay + b:.1f} s' for a, b in some)}: {what}"
+        for what, some in lines
+        if some
+    ]
 
 
 def watch_cached(path: Path) -> Lips:

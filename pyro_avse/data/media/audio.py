@@ -3,14 +3,15 @@ and level out.
 
 `load_audio` (or `audio_from_array`) refuses what cannot be enhanced, `restore` undoes its
 resampling and scaling, and `save_audio` writes a whole file or nothing. What is too long for memory
-comes in blocks (`open_blocks`, `cut_blocks`) and goes in pieces (`save_pieces`).
+comes in blocks (`open_blocks`, `cut_blocks`) and goes in pieces (`save_pieces`). Which channel has the voice
+is a question of `channels`, where the samples of a video stand in time one of `sound`.
 """
 
 import contextlib
 import math
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ import soundfile
 import soxr
 from jaxtyping import Float, Float32, Shaped
 
+from pyro_avse.data.media.channels import Choice, choose
 from pyro_avse.data.media.level import level_of_moments, moments, speech_level
 from pyro_avse.defaults import SAMPLE_RATE
 from pyro_avse.files import VIDEOS
@@ -43,6 +45,10 @@ class Audio:
     """`speech_level` of the waveform, or of the whole recording of which it is a block."""
     path: Path | None
     """Where it was read; None for an array."""
+    delay: float = 0.0
+    """Seconds from the first picture of its video to its first sample; negative where sound is first."""
+    notes: tuple[str, ...] = ()
+    """What the user should know, a line each: gaps that were filled, which channel was taken."""
 
     @property
     def num_samples(self) -> int:
@@ -59,6 +65,9 @@ class Blocks:
     sample_rate: int
     read: Callable[[], Iterator[Audio]]
     """The blocks, from the first, in the unit of the whole recording: its peak is 1, not each block's."""
+    delay: float = 0.0
+    notes: tuple[str, ...] = ()
+    """Both as of `Audio`."""
 
     @property
     def num_samples(self) -> int:
@@ -66,10 +75,13 @@ class Blocks:
         return self.spans[-1][1]
 
 
-def load_audio(path: str | os.PathLike[str], *, channel: str | int = "first") -> Audio:
-    """Read one channel of a sound file in any format of libsndfile, or of the sound of a video.
+def load_audio(
+    path: str | os.PathLike[str], *, channel: str | int = "auto", track: int = 0
+) -> Audio:
+    """Read one channel of a sound file in any format of libsndfile or PyAV, or of the sound of a video.
 
-    `channel` is "first", "mean" (of all channels) or an index from 0.
+    `channel` is "auto" (the first, unless the voice is on another: `channels`), "first", "mean" (of all channels) or
+    an index from 0; `track` is one from 0 of a video's sounds.
     Raises InputError, in one line that names the file: missing, a folder, not a sound file, a video
     without sound or damaged, no such channel; empty, silent, NaN or infinite samples, or shorter than
     one STFT window (0.064 s).
@@ -80,13 +92,17 @@ def load_audio(path: str | os.PathLike[str], *, channel: str | int = "first") ->
     if not os.path.exists(path):
         raise InputError(f"{path} does not exist: check the path")
     if path.suffix.lower() in VIDEOS | {".m4a"}:
-        from pyro_avse.data.media.video import read_sound  # PyAV takes a while to load
-
-        samples, sample_rate = read_sound(path)
-        return _normalise(_pick(samples, channel, path), sample_rate, name=str(path), path=path)
-    with _opened(path) as file:
-        samples, sample_rate = file.read(dtype="float64", always_2d=True), file.samplerate
-    return _normalise(_pick(samples, channel, path), sample_rate, name=str(path), path=path)
+        return _decoded(path, channel, track)
+    if track:
+        raise InputError(f"{path} has one sound track, not {track}: tracks are of videos")
+    try:
+        with _opened(path) as file:
+            samples, sample_rate = file.read(dtype="float64", always_2d=True), file.samplerate
+    except InputError as refusal:
+        return _decoded(path, channel, track, refusal)
+    choice = choose([samples], sample_rate, samples.shape[1], channel, str(path))
+    audio = _normalise(choice.of(samples), sample_rate, name=str(path), path=path)
+    return replace(audio, notes=_said(choice))
 
 
 def audio_from_array(mixture: Shaped[np.ndarray, "..."], sample_rate: int) -> Audio:
@@ -105,7 +121,7 @@ def audio_from_array(mixture: Shaped[np.ndarray, "..."], sample_rate: int) -> Au
 
 
 def open_blocks(
-    path: Path, *, seconds: float, overlap: float, channel: str | int = "first"
+    path: Path, *, seconds: float, overlap: float, channel: str | int = "auto"
 ) -> Blocks:
     """A sound file in blocks of at most `seconds`, neighbours sharing `overlap` seconds; read once for its peak.
 
@@ -113,11 +129,16 @@ def open_blocks(
     """
     with _opened(path) as file:
         rate, num_samples = file.samplerate, file.frames
-    _check_length(num_samples, rate, path)
+        _check_length(num_samples, rate, path)
+        parts = (
+            file.read(round(seconds * rate), dtype="float64", always_2d=True)
+            for _ in range(0, num_samples, round(seconds * rate))
+        )
+        choice = choose(parts, rate, file.channels, channel, str(path))
     spans = _spans(num_samples, rate, seconds, overlap)
     loudest = peak = 0.0
     rms = []
-    for (start, _), samples in zip(spans, _read_spans(path, spans, channel), strict=True):
+    for (start, _), samples in zip(spans, _read_spans(path, spans, choice), strict=True):
         _check_finite(samples, rate, path, start)
         loudest = max(loudest, float(np.abs(samples).max()))
         resampled = _resample(samples, rate, SAMPLE_RATE)
@@ -129,11 +150,11 @@ def open_blocks(
     level = level_of_moments(np.concatenate(rms)) / peak or 1.0
 
     def read() -> Iterator[Audio]:
-        for samples in _read_spans(path, spans, channel):
+        for samples in _read_spans(path, spans, choice):
             waveform = (_resample(samples, rate, SAMPLE_RATE) / peak).astype(np.float32)
             yield Audio(waveform, peak, rate, samples.astype(np.float32), level, path)
 
-    return Blocks(spans, rate, read)
+    return Blocks(spans, rate, read, notes=_said(choice))
 
 
 def cut_blocks(audio: Audio, *, seconds: float, overlap: float) -> Blocks:
@@ -148,7 +169,7 @@ def cut_blocks(audio: Audio, *, seconds: float, overlap: float) -> Blocks:
             original = audio.original[start:stop]
             yield Audio(waveform, audio.peak, rate, original, audio.level, audio.path)
 
-    return Blocks(spans, rate, read)
+    return Blocks(spans, rate, read, audio.delay, audio.notes)
 
 
 def restore(
@@ -201,13 +222,13 @@ def _spans(
 
 
 def _read_spans(
-    path: Path, spans: list[tuple[int, int]], channel: str | int
+    path: Path, spans: list[tuple[int, int]], choice: Choice
 ) -> Iterator[Float[np.ndarray, "sample"]]:
     """One channel of each span, in one pass through the file; what two spans share is kept meanwhile."""
     with _opened(path) as file:
         held, at = np.zeros(0), 0
         for start, stop in spans:
-            new = _pick(file.read(stop - at, dtype="float64", always_2d=True), channel, path)
+            new = choice.of(file.read(stop - at, dtype="float64", always_2d=True))
             if len(new) < stop - at:
                 seconds = (at + len(new)) / file.samplerate
                 raise InputError(f"{path} ends early, at {seconds:.2f} s: copy it again")
@@ -263,21 +284,38 @@ def _check_band(peak_left: float, name: str | Path) -> None:
         raise InputError(f"{name} holds nothing under 8 kHz, where speech is: check the recording")
 
 
-def _pick(
-    samples: Float[np.ndarray, "sample channel"], channel: str | int, path: Path
-) -> Float[np.ndarray, "sample"]:
-    num_channels = samples.shape[1]
-    if channel == "mean":
-        return samples.mean(axis=1)
-    index = 0 if channel == "first" else channel
-    if isinstance(index, str) and index.isdecimal():
-        index = int(index)
-    if isinstance(index, int) and 0 <= index < num_channels:
-        return samples[:, index]
-    raise InputError(
-        f"{path} has {num_channels} channel(s), not {channel!r}: take 'first', 'mean' or"
-        f" 0 to {num_channels - 1}"
-    )
+def _decoded(
+    path: Path, channel: str | int, track: int, refusal: InputError | None = None
+) -> Audio:
+    """The sound of a container through PyAV; of a file that libsndfile refused, if PyAV can and libsndfile does not
+    know the format at all."""
+    unknown = refusal is None or _is_unknown(refusal)
+    if not unknown:
+        assert refusal is not None
+        raise refusal
+    from pyro_avse.data.media.sound import decode_sound  # PyAV takes a while to load
+
+    try:
+        sound = decode_sound(path, track)
+    except InputError:
+        if refusal is None:
+            raise
+        raise refusal from None
+    count = sound.samples.shape[1]
+    choice = choose([sound.samples], sound.sample_rate, count, channel, str(path), sound.channels)
+    samples = choice.of(sound.samples)
+    audio = _normalise(samples, sound.sample_rate, name=str(path), path=path)
+    return replace(audio, delay=sound.delay, notes=sound.notes + _said(choice))
+
+
+def _is_unknown(refusal: InputError) -> bool:
+    """Whether libsndfile does not know the format or what is in it: else the file is one of its own, and broken."""
+    cause = refusal.__cause__
+    return isinstance(cause, soundfile.LibsndfileError) and cause.code in (1, 3, 4)
+
+
+def _said(choice: Choice) -> tuple[str, ...]:
+    return () if choice.note is None else (choice.note,)
 
 
 def _resample(samples: Float[np.ndarray, "sample"], old: int, new: int) -> np.ndarray:

@@ -4,7 +4,7 @@ import contextlib
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import soundfile
@@ -15,6 +15,8 @@ from pyro_avse.typing import InputError
 
 SUBTYPES = {"WAV": "FLOAT", "FLAC": "PCM_24"}
 """What is written where libsndfile's default, 16 bits, would lose something."""
+ENCODED = frozenset({".m4a", ".opus"})
+"""What PyAV writes, as AAC and Opus."""
 
 
 def save_audio(
@@ -22,8 +24,8 @@ def save_audio(
 ) -> None:
     """Write a mono file whose format its extension names; an older file is replaced whole or kept.
 
-    .wav holds float32 as it is; .flac 24 bits; the others libsndfile's default. All but .wav clip
-    samples beyond +-1, as their formats have no such values.
+    .wav holds float32 as it is; .flac 24 bits; .m4a is AAC and .opus Opus; the others are libsndfile's default.
+    All but .wav clip samples beyond +-1, as their formats have no such values.
     Raises InputError as `check_writable` does, for samples that are not finite, a rate the format
     does not know, and a disk that refuses.
     """
@@ -52,11 +54,7 @@ def save_together(
         with contextlib.ExitStack() as files:
             opened = []
             for path, part in zip(paths, parts, strict=True):
-                form = _format(Path(path))
-                options = {"subtype": SUBTYPES.get(form), "format": form}
-                opened.append(
-                    files.enter_context(soundfile.SoundFile(part, "x", sample_rate, 1, **options))
-                )
+                opened.append(files.enter_context(_created(part, Path(path), sample_rate)))
             for together in pieces:
                 for path, file, piece in zip(paths, opened, together, strict=True):
                     if not np.isfinite(piece).all():
@@ -98,6 +96,17 @@ def check_writable(path: str | os.PathLike[str]) -> None:
     check_place(Path(path))
 
 
+def _created(part: Path, path: Path, sample_rate: int) -> Any:
+    """A new mono file with `write`, of the format that `path` names."""
+    if path.suffix.lower() in ENCODED:
+        from pyro_avse.data.media.encoding import EncodedFile  # PyAV takes a while to load
+
+        return EncodedFile(part, path.suffix.lower(), sample_rate)
+    form = _format(path)
+    options = {"subtype": SUBTYPES.get(form), "format": form}
+    return soundfile.SoundFile(part, "x", sample_rate, 1, **options)
+
+
 def _forget_time(file: BinaryIO) -> None:
     """libsndfile notes in floating-point .wav the second of writing: the same speech is to be the same bytes."""
     file.seek(0)
@@ -109,8 +118,10 @@ def _forget_time(file: BinaryIO) -> None:
 
 
 def _format(path: Path) -> str:
-    """libsndfile's name of the format that the extension names."""
+    """libsndfile's name of the format that the extension names; of `ENCODED`, PyAV's, the extension itself."""
     name = path.suffix[1:].upper()
+    if path.suffix.lower() in ENCODED:
+        return name
     if name == "RAW" or name not in soundfile.available_formats():
         raise InputError(f"{path} names no sound format ({path.suffix!r}): end it in .wav or .flac")
     return name

@@ -1,0 +1,113 @@
+"""Files of PyAV (FFmpeg): opened, their streams, what those decode to; damage is refused with its second."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal
+
+import av
+
+from pyro_avse.data.media import TOLERANCE
+from pyro_avse.typing import InputError
+
+Kind = Literal["video", "audio"]
+
+
+@dataclass(frozen=True)
+class Starts:
+    """When a file's streams begin, in seconds of its own time stamps; None where it has no such stream."""
+
+    pictures: Fraction | None
+    sound: Fraction | None
+
+    @property
+    def delay(self) -> float:
+        """Seconds from the first picture to the first sample of the sound; negative where the sound is first."""
+        both = self.pictures is not None and self.sound is not None
+        return float(self.sound - self.pictures) if both else 0.0  # type: ignore[operator]
+
+
+def opened(path: Path) -> Any:
+    """An input container. Raises InputError for a folder, and what is no video."""
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: name one video in it")
+    try:
+        return av.open(str(path), metadata_errors="replace")
+    except (av.FFmpegError, OSError) as error:
+        reason = error.strerror or type(error).__name__
+        cure = (
+            "check the path" if isinstance(error, FileNotFoundError) else "check that it is whole"
+        )
+        raise InputError(f"{path} cannot be read as a video ({reason}): {cure}") from None
+
+
+def streams_of(container: Any, kind: Kind) -> list[Any]:
+    """The streams of a kind; the cover of an album is no video."""
+    streams = container.streams.video if kind == "video" else container.streams.audio
+    cover = av.stream.Disposition.attached_pic
+    return [s for s in streams if not s.disposition & cover]
+
+
+def stream_of(container: Any, kind: Kind, number: int = 0) -> Any:
+    """The stream of a kind with a number, or None."""
+    return next(iter(streams_of(container, kind)[number:]), None)
+
+
+def has_pictures(path: Path) -> bool:
+    """Whether a file has pictures that move: no sound file, not one with a cover. Raises no InputError: then False."""
+    try:
+        with opened(path) as container:
+            return stream_of(container, "video") is not None
+    except InputError:
+        return False
+
+
+def read_starts(path: Path, track: int = 0) -> Starts:
+    """When the pictures and the sound of a file begin: the sound by its first decoded block, as encoders run ahead."""
+    with opened(path) as container:
+        pictures, sound = stream_of(container, "video"), stream_of(container, "audio", track)
+        if pictures is None or sound is None:
+            return Starts(None, None)
+        said = [
+            None if s.start_time is None else s.start_time * s.time_base for s in (pictures, sound)
+        ]
+        heard = None
+        for packet in container.demux(sound):
+            try:
+                blocks = packet.decode()
+            except (av.FFmpegError, OSError):
+                break  # said when the sound is read
+            if blocks:
+                heard = blocks[0]
+                break
+    if heard is not None and heard.pts is not None:
+        said[1] = heard.pts * heard.time_base
+    return Starts(said[0], said[1])
+
+
+def frames_of(container: Any, stream: Any, path: Path) -> Iterator[Any]:
+    """What a stream decodes to; refuses a file that breaks off or cannot be decoded."""
+    time = end = 0.0
+    try:
+        for packet in container.demux():
+            if packet.pts is not None:
+                end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+            if packet.stream.index != stream.index:
+                continue
+            for frame in packet.decode():
+                time = frame.time if frame.time is not None else time
+                yield frame
+    except (av.FFmpegError, OSError) as error:
+        raise damaged(path, time, error.strerror or type(error).__name__) from None
+    # Others lose their index with their end, and do not open; Matroska says its length at its beginning.
+    said = container.duration / av.time_base if container.duration else end
+    if "matroska" in container.format.name and said > end + TOLERANCE:
+        raise damaged(path, end, f"it says to last {said:.2f} s")
+
+
+def damaged(path: Path, seconds: float, reason: str) -> InputError:
+    """The refusal of a file that is not whole."""
+    return InputError(
+        f"{path} is damaged at {seconds:.2f} s ({reason}): copy it again, or trim it there"
+    )

@@ -1,0 +1,149 @@
+"""The sound of a container through PyAV, on its own time line.
+
+Every decoded block is put where its time stamp says, counted from the first one. What is missing between two blocks is
+silence, what comes twice is taken once. A difference of up to 10 ms is the rounding of time stamps and no gap. It never
+adds up, as each block's own stamp tells its place.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from jaxtyping import Float32, Float64
+
+from pyro_avse.data.media import TOLERANCE
+from pyro_avse.data.media.container import (
+    damaged,
+    frames_of,
+    opened,
+    read_starts,
+    stream_of,
+    streams_of,
+)
+from pyro_avse.typing import InputError
+
+ROUNDING = 0.01
+"""Seconds by which a block may lie beside its time stamp; a lost packet of any usual codec is longer."""
+LONGEST_GAP = 600.0
+"""Seconds: a jump beyond is no pause but a wrong time stamp."""
+MOST_SILENCE = 10
+"""Times as long as the sound may be the gaps in it, besides those ten minutes."""
+Block = Float32[np.ndarray, "channel sample"]
+
+
+@dataclass(frozen=True)
+class Sound:
+    """One sound track of a file."""
+
+    samples: Float32[np.ndarray, "sample channel"]
+    """From the first one that is there to the last; gaps are zeros."""
+    sample_rate: int
+    channels: tuple[str, ...]
+    """Their names, such as FL, FR, FC."""
+    delay: float
+    """Seconds from the first picture to the first sample; negative where sound is first, 0 without pictures."""
+    notes: tuple[str, ...]
+    """Gaps, and other tracks: a line each, for the user to know."""
+
+
+def decode_sound(path: Path, track: int = 0) -> Sound:
+    """The sound of a video or of any sound file that PyAV reads; `track` counts its sounds from 0.
+
+    Raises InputError for no sound, no such track, and a file that cannot be read or is damaged (with the second).
+    """
+    with opened(path) as container:
+        stream = stream_of(container, "audio", track)
+        tracks = streams_of(container, "audio")
+        if not tracks:
+            raise InputError(f"{path} has no sound: give a video with sound, or the sound file")
+        if stream is None:
+            raise InputError(f"{path} has {len(tracks)} sound track(s), not {track}: count from 0")
+        if stream.codec_context is None:
+            raise InputError(f"{path}: its sound is of a kind unknown here: convert it to .wav")
+        timed = _blocks(container, stream, path)
+        first = list(islice(timed, 1))  # some codecs tell their rate with it
+        rate = stream.codec_context.sample_rate
+        blocks, gaps = place_blocks(chain(first, timed), rate, path)
+        names = tuple(channel.name for channel in stream.codec_context.layout.channels)
+        delay = read_starts(path, track).delay
+        notes = [f"{path}: {describe_gaps(gaps, max(0.0, delay))}"] if gaps else []
+        if len(tracks) > 1:
+            said = ", ".join(f"{k} {t.language or 'und'}" for k, t in enumerate(tracks))
+            notes.append(f"{path} has {len(tracks)} sound tracks ({said}): {track} is taken")
+    samples = np.concatenate(blocks, axis=1) if blocks else np.zeros((len(names), 0), np.float32)
+    return Sound(samples.T, rate, names, delay, tuple(notes))
+
+
+def read_sound(path: Path) -> tuple[Float64[np.ndarray, "sample channel"], int]:
+    """The first sound of a file and its rate in Hz. Raises InputError as `decode_sound`."""
+    sound = decode_sound(path)
+    return sound.samples.astype(np.float64), sound.sample_rate
+
+
+def place_blocks(
+    timed: Iterable[tuple[float | None, Block]], rate: int, path: Path
+) -> tuple[list[Block], list[tuple[float, float]]]:
+    """Blocks of sound in a row with silence in the gaps; and the gaps, in seconds from the first sample.
+
+    `timed` has each block's seconds, or None where nothing is said: right after the last one.
+    Raises InputError for a jump back of more than 0.25 s, and one ahead of more than ten minutes.
+    """
+    placed: list[Block] = []
+    gaps: list[tuple[float, float]] = []
+    start, length, silent = None, 0, 0
+    for time, block in timed:
+        missing = 0
+        if time is not None:
+            start = time - length / rate if start is None else start
+            missing = round((time - start) * rate) - length
+            if missing < -TOLERANCE * rate or missing > LONGEST_GAP * rate:
+                raise damaged(path, start + length / rate, f"the sound jumps to {time:.2f} s")
+            silent += max(0, missing)
+            if silent > LONGEST_GAP * rate + MOST_SILENCE * (length - silent + missing):
+                raise damaged(path, start + length / rate, "its sound is nearly nothing but gaps")
+        if missing > ROUNDING * rate:
+            gaps.append((length / rate, (length + missing) / rate))
+            placed.append(np.zeros((len(block), missing), np.float32))
+            length += missing
+        elif missing < -ROUNDING * rate:
+            block = block[:, -missing:]
+        placed.append(block)
+        length += block.shape[1]
+    return placed, gaps
+
+
+def describe_gaps(gaps: list[tuple[float, float]], delay: float = 0.0) -> str:
+    """One line for any number of them, in the recording's seconds; its sound starts at `delay`."""
+    said = ", ".join(f"{delay + start:.2f}-{delay + stop:.2f} s" for start, stop in gaps[:3])
+    if len(gaps) > 3:
+        total = sum(stop - start for start, stop in gaps)
+        said += f" and {len(gaps) - 3} times more, {total:.2f} s in all"
+    return f"no sound at {said}: silence stands there, so that the rest keeps its time"
+
+
+def _blocks(container: Any, stream: Any, path: Path) -> Iterator[tuple[float | None, Block]]:
+    """The decoded blocks with their times; what an encoder added at the end is cut off the last one."""
+    resampler = av.AudioResampler(format="fltp")
+    held: tuple[float | None, Block] | None = None
+    padding, time = 0, None
+    for frame in frames_of(container, stream, path):
+        if held is not None:
+            yield held
+        time = frame.time
+        padding = 0
+        if frame.duration and frame.time_base == Fraction(1, frame.sample_rate):
+            padding = max(0, frame.samples - frame.duration)
+        try:
+            parts = [part.to_ndarray() for part in resampler.resample(frame)]
+        except ValueError as error:
+            raise damaged(path, time or 0.0, str(error)) from None
+        held = (time, np.concatenate(parts, axis=1)) if parts else None
+    rest = [part.to_ndarray() for part in resampler.resample(None)] if held is not None else []
+    if held is not None:
+        last = np.concatenate([held[1], *rest], axis=1)
+        yield held[0], last[:, : last.shape[1] - padding]
