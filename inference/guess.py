@@ -15,6 +15,7 @@ from dataclasses import replace
 
 import torch
 from jaxtyping import Float
+from pyro.distributions import Independent
 from torch import Tensor
 
 from pyro_avse.distributions import unchecked_normal
@@ -69,3 +70,25 @@ def guessed_factors(
         W = is_nmf_update_W(V, W, H, exponent=0.5, mask=mask)
         W, H = normalise(W, H)
     return W, H
+
+
+def lengthened(old: Guess, new: Guess, known: int) -> Guess:
+    """What was believed of the last `known` frames, and what is of the new ones; the level is the newest."""
+
+    def joined(before: Independent, after: Independent, frame: int) -> Independent:
+        kept = before.mean.shape[frame] - known
+        mean, scale = (
+            torch.cat([b.narrow(frame, kept, known), a], frame)
+            for b, a in ((before.mean, after.mean), (before.stddev, after.stddev))
+        )
+        return unchecked_normal(mean, scale)
+
+    r = torch.cat(
+        [old.responsibilities[:, old.responsibilities.shape[1] - known :], new.responsibilities], 1
+    )
+    return replace(
+        new,
+        codes=joined(old.codes, new.codes, 1),
+        responsibilities=r,
+        log_noise=joined(old.log_noise, new.log_noise, 0),
+    )

@@ -10,8 +10,9 @@ the geometric mean of the two, with `guide_share` w: 0 is the posterior of `ldem
 opinion pool [Genest and Zidek 1986]; the likelihood to a power below one is a power posterior [Grünwald 2012].) r and
 the filter are the model's at the draws, W H, g and a are fitted as ever.
 
-Chains that start at the guide's codes have arrived: two chains and a third of the steps do. When to use it: the default
-of `enhance` where the prior has a guide. Without one it is `ldem`, with whatever was changed in the settings here.
+Chains that start at the guide's codes have arrived: two chains and two thirds of the iterations do. When to use it: the
+default of `enhance` where the prior has a guide. Without one it is `ldem`, with whatever was changed in the settings
+here.
 """
 
 from dataclasses import dataclass
@@ -42,13 +43,13 @@ class Guided(LDEM):
 
     name: ClassVar[str] = "guided"
     iterations: int = 4
-    warmup: int = 1
+    warmup: int = 2
     draws: int = 1
-    first_warmup: int | None = 2
-    final_warmup: int = 2
+    first_warmup: int | None = 4
+    final_warmup: int = 4
     final_draws: int = 4
     chains: int = 2
-    guide_share: float = 0.7
+    guide_share: float = 0.3
 
     def __post_init__(self) -> None:
         super().__post_init__()

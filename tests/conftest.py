@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from pyro_avse.inference.em import Observation, observe
 from pyro_avse.models import AVAE, AVVAE, MODELS, VAEMM, MINVAEv2
+from pyro_avse.models.guide import NoisyGuide
 from pyro_avse.models.nets import Decoder
 from pyro_avse.stft import STFT
 from pyro_avse.sweep.evaluation import evaluate
@@ -287,3 +288,16 @@ def same_rows() -> Callable[[pd.DataFrame, pd.DataFrame], None]:
             assert mine[name].map(list).tolist() == theirs[name].map(list).tolist()
 
     return compare
+
+
+@pytest.fixture
+def small_guide() -> Callable[..., NoisyGuide]:
+    """small_guide(prior): a guide of it that has learned nothing, no number at its default."""
+
+    def build(prior: Any, **options: Any) -> NoisyGuide:
+        guide = NoisyGuide(prior, hidden=6, layers=1, **options).to(prior.mixing_weight.dtype)
+        for parameter in guide.parameters():  # biases too
+            parameter.data += 0.3 * torch.randn_like(parameter)
+        return guide.requires_grad_(False)
+
+    return build

@@ -10,19 +10,11 @@ import pyro.poutine as poutine
 import pytest
 import torch
 from pyro.distributions import Independent, Normal
-from scipy.stats import chisquare
 from torch import Tensor
 
-from pyro_avse.inference import SCHEMES, run_chains
-from pyro_avse.inference.em import encode, observe, starting_codes
-from pyro_avse.inference.importance import Importance
-from pyro_avse.inference.mala import MALA
-from pyro_avse.inference.monte_carlo import initial_theta
 from pyro_avse.inference.target import CollapsedTarget
 from pyro_avse.models import MODELS
 from pyro_avse.models.guide import NoisyGuide
-from pyro_avse.models.nmf_noise import NOISE_MODELS, NoiseModel, nmf_noise_variance
-from pyro_avse.models.noisy_speech import noisy_speech
 from pyro_avse.stft import STFT
 from pyro_avse.training import amortise
 from pyro_avse.training.amortise import Amortiser, hearing_loss, sleep_loss, wake_loss
@@ -31,18 +23,10 @@ from pyro_avse.training.recipe import GuideRecipe, GuideTraining, load_recipe
 from pyro_avse.training.stages import train
 from pyro_avse.typing import Guess, InputError
 from pyro_avse.weights.checkpoint import load_prior, save_prior
-from pyro_avse.weights.guides import load_guide, save_guide
 
 TAUGHT = ["a_vae", "min_vae_v1", "min_vae_v2", "vae_mm"]
 every_prior = pytest.mark.parametrize("name", TAUGHT)
 STFT_SMALL = STFT(n_fft=64, hop=32)
-
-
-def small_guide(prior: Any, **options: Any) -> NoisyGuide:
-    guide = NoisyGuide(prior, hidden=6, layers=1, **options).to(prior.mixing_weight.dtype)
-    for parameter in guide.parameters():  # biases too
-        parameter.data += 0.3 * torch.randn_like(parameter)
-    return guide.requires_grad_(False)
 
 
 def some_pairs(prior: Any, frames: int = 5) -> Pairs:
@@ -79,7 +63,9 @@ def believe(guide: NoisyGuide, pairs: Pairs) -> Guess:
 
 @every_prior
 @pytest.mark.usefixtures("float64")
-def test_the_program_is_the_product_of_its_factors(name: str, small_prior: Any) -> None:
+def test_the_program_is_the_product_of_its_factors(
+    name: str, small_prior: Any, small_guide: Any
+) -> None:
     """The trace at given values: every site's log density by torch's own Normal, alpha enumerated."""
     prior = small_prior(name)
     guide, pairs = small_guide(prior), some_pairs(prior)
@@ -110,7 +96,9 @@ def test_the_program_is_the_product_of_its_factors(name: str, small_prior: Any) 
 
 @every_prior
 @pytest.mark.usefixtures("float64")
-def test_the_guide_runs_as_a_pyro_program_over_a_batch(name: str, small_prior: Any) -> None:
+def test_the_guide_runs_as_a_pyro_program_over_a_batch(
+    name: str, small_prior: Any, small_guide: Any
+) -> None:
     """Drawn, with and without lips: a plate for recordings and one for frames."""
     prior = small_prior(name)
     guide = small_guide(prior)
@@ -126,7 +114,9 @@ def test_the_guide_runs_as_a_pyro_program_over_a_batch(name: str, small_prior: A
 
 @every_prior
 @pytest.mark.usefixtures("float64")
-def test_padding_and_other_recordings_have_no_say(name: str, small_prior: Any) -> None:
+def test_padding_and_other_recordings_have_no_say(
+    name: str, small_prior: Any, small_guide: Any
+) -> None:
     prior = small_prior(name)
     guide = small_guide(prior)
     power, lips = torch.rand(2, 9, 7), torch.rand(2, 9, 67, 67)
@@ -143,7 +133,9 @@ def test_padding_and_other_recordings_have_no_say(name: str, small_prior: Any) -
 
 @pytest.mark.parametrize("name", ["min_vae_v2", "vae_mm"])
 @pytest.mark.usefixtures("float64")
-def test_one_guide_with_lips_without_and_with_some(name: str, small_prior: Any) -> None:
+def test_one_guide_with_lips_without_and_with_some(
+    name: str, small_prior: Any, small_guide: Any
+) -> None:
     """All pictures absent is no lips at all; one picture absent is neither."""
     guide = small_guide(small_prior(name))
     power, lips = torch.rand(9, 7), torch.rand(9, 67, 67)
@@ -162,6 +154,7 @@ def test_one_guide_with_lips_without_and_with_some(name: str, small_prior: Any) 
 @pytest.mark.usefixtures("float64")
 def test_a_causal_guide_hears_the_past_alone_and_goes_on_from_block_to_block(
     small_prior: Any,
+    small_guide: Any,
 ) -> None:
     prior = small_prior("a_vae")
     for causal in (True, False):
@@ -188,7 +181,9 @@ def test_a_causal_guide_hears_the_past_alone_and_goes_on_from_block_to_block(
 
 @every_prior
 @pytest.mark.usefixtures("float64")
-def test_the_sleep_loss_is_the_forward_divergence_by_hand(name: str, small_prior: Any) -> None:
+def test_the_sleep_loss_is_the_forward_divergence_by_hand(
+    name: str, small_prior: Any, small_guide: Any
+) -> None:
     prior = small_prior(name)
     guide, pairs = small_guide(prior), some_pairs(prior)
     q = believe(guide, pairs)
@@ -209,7 +204,9 @@ def test_the_sleep_loss_is_the_forward_divergence_by_hand(name: str, small_prior
 
 @every_prior
 @pytest.mark.usefixtures("float64")
-def test_the_hearing_loss_is_the_likelihood_at_fainter_noise(name: str, small_prior: Any) -> None:
+def test_the_hearing_loss_is_the_likelihood_at_fainter_noise(
+    name: str, small_prior: Any, small_guide: Any
+) -> None:
     prior = small_prior(name)
     guide, pairs = small_guide(prior), some_pairs(prior)
     q = believe(guide, pairs)
@@ -234,7 +231,9 @@ def test_the_hearing_loss_is_the_likelihood_at_fainter_noise(name: str, small_pr
 
 @pytest.mark.parametrize("name", ["a_vae", "min_vae_v2"])
 @pytest.mark.usefixtures("float64")
-def test_the_wake_loss_moves_the_guide_to_the_posterior(name: str, small_prior: Any) -> None:
+def test_the_wake_loss_moves_the_guide_to_the_posterior(
+    name: str, small_prior: Any, small_guide: Any
+) -> None:
     """Reweighted wake-sleep: one frame's q, its numbers free, ends at the posterior's mean by a grid over z.
 
     At a seed each of fifty draws a step; a guide that learns from draws of the prior alone ends elsewhere.
@@ -399,180 +398,3 @@ def test_wake_is_refused_where_components_look_at_lips(speech_of: Any) -> None:
     recipe = GuideRecipe("none", training=GuideTraining(wake=0.5))
     with pytest.raises(InputError, match="by sleep alone"):
         Amortiser(guide, recipe, speech, speech, STFT_SMALL)
-
-
-def test_a_guide_belongs_to_its_prior_and_its_stft(tiny_prior: Any, tmp_path: Path) -> None:
-    prior, other = (tiny_prior("a_vae", num_freqs=33) for _ in range(2))
-    guide, path = small_guide(prior, causal=True), tmp_path / "guide.safetensors"
-    save_guide(path, guide, STFT_SMALL)
-    found = load_guide(path, prior, STFT_SMALL, causal=True)
-    power = torch.rand(4, 33)
-    assert torch.equal(found.guess(power).codes.mean, guide.guess(power).codes.mean)
-    for refused, said in (
-        (lambda: load_guide(path, other, STFT_SMALL), "guide of another AVAE"),
-        (lambda: load_guide(path, prior, STFT(n_fft=64, hop=16)), "STFT"),
-        (lambda: load_guide(path, prior, STFT_SMALL, causal=False), "sees the past alone"),
-        (lambda: load_guide(tmp_path / "none", prior, STFT_SMALL), "no such"),
-    ):
-        with pytest.raises(InputError, match=said):
-            refused()
-    save_prior(tmp_path / "prior.safetensors", prior, STFT_SMALL)
-    with pytest.raises(InputError, match="no guide"):
-        load_guide(tmp_path / "prior.safetensors", prior, STFT_SMALL)
-    # half the size: the prior it is checked against may be stored so too
-    save_guide(path, guide, STFT_SMALL, half=True)
-    assert load_guide(path, prior, STFT_SMALL).options == guide.options
-
-
-# --- what schemes make of it ----------------------------------------------------------------------------------------
-
-
-class Oracle:
-    """A guide that knows: q around the codes, the noise and the level that were drawn."""
-
-    def __init__(self, z: Tensor, noise: Tensor, r: Tensor, width: float = 0.3) -> None:
-        self.z, self.noise, self.r, self.width = z, noise, r, width
-
-    def guess(self, power: Tensor, lips: Any = None, *, mask: Any = None, lips_mask: Any = None):
-        def normal(mean: Tensor, scale: float) -> Independent:
-            return Independent(Normal(mean, torch.full_like(mean, scale)), 1)
-
-        K = len(self.r)
-        return Guess(
-            codes=normal(self.z[None].expand(K, *self.z.shape), self.width),
-            responsibilities=self.r,
-            log_gain=normal(power.new_full((*power.shape[:-2], 1), 0.7), 0.1),
-            response=normal(power.new_zeros(*power.shape[:-2], 4), 0.1),
-            log_noise=normal(self.noise.log(), 0.5),
-        )
-
-
-@pytest.fixture
-def heard(small_prior: Any) -> Callable[[str], tuple[Any, Tensor, Oracle]]:
-    """A prior, a recording of 30 frames that it drew in noise of rank 1, and the guide that knows."""
-
-    def build(name: str) -> tuple[Any, Tensor, Oracle]:
-        prior = small_prior(name).requires_grad_(False)
-        W, H = torch.rand(1, 7) + 0.1, torch.rand(30, 1) + 0.5
-        noise = nmf_noise_variance(W, H)
-        trace = poutine.trace(noisy_speech).get_trace(prior, None, None, noise)
-        alpha = trace.nodes["alpha"]["value"] if "alpha" in trace.nodes else torch.zeros(30).long()
-        r = torch.nn.functional.one_hot(alpha, prior.num_components).mT.double()
-        r = 0.9 * r + 0.1 / prior.num_components
-        return (
-            prior,
-            trace.nodes["x"]["value"],
-            Oracle(trace.nodes["z"]["value"], noise, r / r.sum(0)),
-        )
-
-    return build
-
-
-@pytest.mark.parametrize("name", ["a_vae", "two_decoders"])
-@pytest.mark.usefixtures("float64")
-def test_schemes_start_where_the_guide_says(name: str, heard: Any) -> None:
-    """Codes at its means, gain and response at its own, W H near its noise if asked; what is proposed from is its q."""
-    prior, x, guide = heard(name)
-    seen = observe(prior, x, guide=guide)
-    assert torch.equal(starting_codes(seen, 3), guide.z.expand(3, 30, 2))
-    assert encode(seen, seen.power) is seen.guess.codes
-    scheme = SCHEMES["mcem"](noise=NoiseModel(start="guide"))
-    theta = initial_theta(scheme, seen, torch.Generator().manual_seed(0))
-    W_H = nmf_noise_variance(theta["dictionary"], theta["activations"])
-    blind = initial_theta(scheme, observe(prior, x), torch.Generator().manual_seed(0))
-    start = nmf_noise_variance(blind["dictionary"], blind["activations"])
-
-    def error(V: Tensor) -> Tensor:
-        return (V.log() - guide.noise.log()).square().mean()
-
-    assert error(W_H) < 0.1 < error(start)
-    assert torch.allclose(theta["gain"], torch.tensor(0.7).exp())
-    assert torch.equal(theta["response"], torch.zeros(4))
-
-
-@pytest.mark.parametrize("noise", NOISE_MODELS.values(), ids=NOISE_MODELS)
-@pytest.mark.usefixtures("float64")
-def test_the_start_of_the_noise_is_that_of_each_recording_alone(noise: Any, heard: Any) -> None:
-    prior, x, guide = heard("a_vae")
-    both = torch.stack([x, torch.cat([x[:20], torch.zeros_like(x[:10])])])
-    mask = torch.arange(30) < torch.tensor([[30], [20]])
-    twice = Oracle(guide.z.expand(2, 30, 2), guide.noise.expand(2, 30, 7), guide.r[:, None])
-    scheme = SCHEMES["mcem"](noise=replace(noise, start="guide"))
-    seen = observe(prior, both, mask=mask, guide=twice)
-    rng = torch.Generator().manual_seed(0)
-    theta = initial_theta(scheme, seen, rng)
-    W_H = nmf_noise_variance(theta["dictionary"], theta["activations"])
-    for u, length in enumerate((30, 20)):
-        error = W_H[u, :length].log() - guide.noise[:length].log()
-        assert error.square().mean() < 0.1
-
-
-@pytest.mark.parametrize("scheme", sorted(SCHEMES))
-@pytest.mark.usefixtures("float64")
-def test_every_scheme_takes_a_guide(scheme: str, heard: Any) -> None:
-    """With and without: another result, and in both all is finite."""
-    prior, x, guide = heard("two_decoders")
-    mcem = SCHEMES["mcem"](iterations=2, warmup=2, draws=2, final_warmup=2, final_draws=2)
-    few = {
-        "nuts": {"mcem": mcem, "warmup": 3, "draws": 3},
-        "auto_normal": {"mcem": mcem, "steps": 3, "draws": 3},
-    }
-    built = SCHEMES[scheme](**few.get(scheme, {"iterations": 2}))
-    lips = torch.rand(30, 67, 67)
-    with_guide, without = (built(prior, x, lips, guide=g, seed=0) for g in (guide, None))
-    assert with_guide.speech.isfinite().all()
-    assert not torch.allclose(with_guide.speech, without.speech)
-    again = built(prior, x, lips, guide=guide, seed=0)
-    assert torch.equal(again.speech, with_guide.speech)
-
-
-@pytest.mark.usefixtures("float64")
-def test_a_better_proposal_is_worth_more_draws(heard: Any) -> None:
-    """Importance sampling's effective sample size, by a guide that knows the posterior and by the encoders."""
-    prior, x, guide = heard("a_vae")
-    target = CollapsedTarget(prior, None, x.abs().square(), guide.noise, prior.mixing_weight)
-    start = guide.z.expand(4, 30, 2)
-    draws = run_chains(MALA(step_size=0.5), target, start, draws=300, warmup=200).draws
-    guide.z, guide.width = draws.mean((0, 1)), float(draws.std((0, 1)).mean())
-    scheme = Importance(iterations=1, draws=200, final_draws=200)
-    sizes = [scheme(prior, x, guide=g, seed=0).effective_sample_size.mean() for g in (guide, None)]
-    assert sizes[0] > sizes[1]
-
-
-@pytest.mark.usefixtures("float64")
-def test_the_guide_followed_by_an_exact_kernel_is_calibrated(small_prior: Any) -> None:
-    """SBC [Talts et al. 2018] over 600 frames of the program: the truth's rank among draws that start at the guide's.
-
-    An untrained guide alone is not calibrated, 300 steps of MALA from its draws are. p < 1e-5 has false alarms of 3e-5.
-    """
-    prior = small_prior("a_vae").requires_grad_(False)
-    guide = small_guide(prior)
-    noise = torch.full((600, 7), 1.0)
-    trace = poutine.trace(noisy_speech).get_trace(prior, None, None, noise)
-    x, truth = trace.nodes["x"]["value"], trace.nodes["z"]["value"]
-    power = x.abs().square()
-    target = CollapsedTarget(prior, None, power, noise, prior.mixing_weight)
-    q = guide.guess(power).codes
-    start = q.mean + q.stddev * torch.randn(9, 600, 2)
-
-    def p_value(draws: Tensor) -> float:
-        rank = (draws < truth).sum(0)
-        counts = torch.stack([(rank == i).sum(0) for i in range(10)])
-        return chisquare(counts.numpy()).pvalue.min()
-
-    kernel = MALA(step_size=0.7)
-    moved = run_chains(kernel, target, start, draws=1, warmup=300, seed=0).draws[:, 0]
-    assert p_value(start) < 1e-5
-    assert p_value(moved) > 1e-5
-
-
-@pytest.mark.usefixtures("float64")
-def test_a_mixture_without_its_lips_takes_the_guides_first_component(small_prior: Any) -> None:
-    """VAE-MM without lips is A-VAE: the guide's beliefs of audio are then all there is."""
-    prior = small_prior("vae_mm")
-    guide = small_guide(prior)
-    x = torch.randn(6, 7, dtype=torch.complex128)
-    alone = observe(prior.without_lips, x, guide=guide)
-    assert alone.guess.codes.mean.shape == (1, 6, 2)
-    assert torch.equal(alone.guess.codes.mean, guide.guess(alone.power).codes.mean[:1])
-    assert torch.equal(alone.guess.responsibilities, torch.ones(1, 6))

@@ -25,13 +25,12 @@ import numpy as np
 import soxr
 import torch
 from jaxtyping import Float, Float32, Shaped
-from pyro.distributions import Independent
 
 from pyro_avse.data.media.level import BAND, MOMENT, level_of_moments
 from pyro_avse.defaults import SAMPLE_RATE
-from pyro_avse.distributions import unchecked_normal
 from pyro_avse.enhancement.front import Parts, high_pass, low_speech
 from pyro_avse.inference.em import Observation
+from pyro_avse.inference.guess import lengthened
 from pyro_avse.inference.guided import Guided
 from pyro_avse.inference.mcem import MCEM
 from pyro_avse.inference.monte_carlo import MCEMState
@@ -256,28 +255,6 @@ class Stream:
             kernel=self.scheme.kernel,
             iteration=1,
         )
-
-
-def lengthened(old: Guess, new: Guess, known: int) -> Guess:
-    """What was believed of the last `known` frames, and what is of the new ones; the level is the newest."""
-
-    def joined(before: Independent, after: Independent, frame: int) -> Independent:
-        kept = before.mean.shape[frame] - known
-        mean, scale = (
-            torch.cat([b.narrow(frame, kept, known), a], frame)
-            for b, a in ((before.mean, after.mean), (before.stddev, after.stddev))
-        )
-        return unchecked_normal(mean, scale)
-
-    r = torch.cat(
-        [old.responsibilities[:, old.responsibilities.shape[1] - known :], new.responsibilities], 1
-    )
-    return replace(
-        new,
-        codes=joined(old.codes, new.codes, 1),
-        responsibilities=r,
-        log_noise=joined(old.log_noise, new.log_noise, 0),
-    )
 
 
 def rescaled(state: MCEMState, power: float) -> MCEMState:
