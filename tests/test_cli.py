@@ -245,7 +245,7 @@ def test_enhance_prints_one_json_object(inputs: Path, run: Run, tmp_path: Path) 
     keys = "model inference iterations seconds real_time_factor input output files"
     assert row.keys() == set(keys.split())
     assert (row["input"], row["output"]) == (None, None)
-    assert (row["inference"], row["iterations"]) == ("ldem", 3)
+    assert (row["inference"], row["iterations"]) == ("guided", 3)
     assert row["model"] == str(inputs / "a_vae.safetensors")
     assert row["files"] == {"speech": "a.flac"}
     assert 0 < row["seconds"] == pytest.approx(row["real_time_factor"] * 1.0)

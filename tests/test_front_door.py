@@ -89,7 +89,7 @@ def test_a_file_in_a_file_out(noisy: Path) -> None:
         noisy, "s.wav", model="a_vae", settings=QUICK, noise_out="n.wav", report=lines.append
     )
     assert row["files"] == {"speech": "s.wav", "noise": "n.wav"}
-    assert lines == [f"{noisy}: 2.00 s with a_vae and ldem"]
+    assert lines == [f"{noisy}: 2.00 s with a_vae and guided"]
     prior, stft = pyro_avse.load("a_vae")
     expected = Enhancer(prior, LDEM(**QUICK), stft=stft)(read(noisy))  # type: ignore[arg-type]
     np.testing.assert_array_equal(read(Path("s.wav")), expected.speech)

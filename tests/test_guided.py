@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.distributions import Categorical
 
 from pyro_avse.inference import run_chains
+from pyro_avse.inference.em import observe
 from pyro_avse.inference.gradient import value_and_grad
 from pyro_avse.inference.guided import Between, Guided
 from pyro_avse.inference.ldem import LDEM
@@ -110,6 +111,24 @@ def test_the_guide_has_its_share(seen: Any) -> None:
     names = ("iterations", "warmup", "draws", "first_warmup", "final_warmup", "final_draws")
     same = MCEM(**{n: getattr(settings, n) for n in names}, chains=2, kernel=settings.kernel)
     assert torch.allclose(exact.speech, same(prior, x, guide=guide).speech)
+
+
+def test_it_is_its_steps_in_a_row(seen: Any) -> None:
+    """`guided(...)`, to the last bit; and it looks at the guide while it goes, not at its start alone."""
+    target, _ = seen("a_vae")
+    prior, x = target.prior, torch.randn(20, 7, dtype=torch.complex128)
+    guide = NoisyGuide(prior, hidden=6, layers=1).double().requires_grad_(False)
+    found = {}
+    for share in (0.3, 0.6):
+        scheme = Guided(guide_share=share)
+        seen_by_it = observe(prior, x, guide=guide)
+        rng = torch.Generator().manual_seed(5)
+        state = scheme.init(seen_by_it, rng=rng)
+        for _ in range(scheme.iterations):
+            state = scheme.step(seen_by_it, state, rng=rng)
+        found[share] = scheme.finish(seen_by_it, state, rng=rng).speech
+        assert torch.equal(found[share], scheme(prior, x, guide=guide, seed=5).speech)
+    assert not torch.allclose(found[0.3], found[0.6])
 
 
 def test_refusals(seen: Any) -> None:

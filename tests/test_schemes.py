@@ -31,6 +31,7 @@ SHORT: dict[str, dict[str, Any]] = {
     "peem": {**FEW, "steps": 3},
     "gpeem": {**FEW, "steps": 3},
     "ldem": {**CHAINS, **LAST},
+    "guided": {**CHAINS, **LAST},
     "ldem, smooth": {**CHAINS, **LAST, "total_variation": 1.0},
     "amortised_vem": {**FEW, "steps": 2, "draws": 3, "final_draws": 3},
     "importance": {**FEW, "draws": 5, "final_draws": 8},

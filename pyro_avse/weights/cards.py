@@ -68,6 +68,9 @@ def markdown() -> str:
                 for name, c in cards.items()
             ],
         ),
+        "## Guides\n\nNetworks that hear noise, of the model whose name they begin with: `guide` listens to a whole "
+        "recording, `live` to\nthe past alone. They learned from the data below, in noise that the program itself draws.\n",
+        _table(["file", "MB", "recipe"], _guides()),
         "## Scores\n\nImprovements, output minus input, over all mixtures of a table of [RESULTS.md](RESULTS.md).\n",
         *_scores(cards),
         "## Data\n",
@@ -76,6 +79,16 @@ def markdown() -> str:
         _shared({name: card["limits"] for name, card in cards.items()}),
     ]
     return "\n".join(sections)
+
+
+def _guides() -> list[list[str]]:
+    """Files of guides, their sizes, and the recipes that train them."""
+    rows = []
+    for path in sorted(FOLDER.glob("*.*.safetensors")):
+        model, kind = path.name.split(".")[:2]
+        recipe = f"default/guide_{model}" + "_live" * (kind == "live")
+        rows.append([path.name, f"{path.stat().st_size / 1e6:.1f}", recipe])
+    return rows
 
 
 def _scores(cards: dict[str, Card]) -> list[str]:
