@@ -38,10 +38,8 @@ from pyro_avse.enhancement.enhancer import Enhancer
 from pyro_avse.enhancement.find import build_scheme
 from pyro_avse.enhancement.live import live_scheme
 from pyro_avse.inference.em import observe
-from pyro_avse.inference.guess import guessed_codes
-from pyro_avse.inference.wiener import monte_carlo_wiener
+from pyro_avse.inference.guess import guessed_gain
 from pyro_avse.metrics import score
-from pyro_avse.models.nmf_noise import response_basis
 from pyro_avse.typing import Separation
 from pyro_avse.weights.checkpoint import load_prior
 from pyro_avse.weights.guides import load_guide, own_guide
@@ -210,25 +208,15 @@ def alone(model: str, guide: str = "own") -> Heard:
             options.pop("seed")
             observation = observe(prior, x, lips, **options)
             guess = observation.guess
-            z = guessed_codes(guess, len(guess.codes.mean))
-            r = guess.responsibilities.argsort(0, descending=True)
-            basis = response_basis(guess.response.mean.shape[-1], x.shape[-1], x.real)
-            level = guess.log_gain.mean + guess.response.mean @ basis[1:]
-            sigma = prior.log_variance(z, observation.v)
-            weight = guess.responsibilities.gather(0, r)[None].expand(len(sigma), *r.shape)
-            if len(sigma) > 1:  # draw r is component r's
-                weight = weight * torch.eye(len(sigma))[r.movedim(0, -1)].movedim(-1, 0)
-            W, H = torch.ones(1, x.shape[-1]), guess.log_noise.mean.exp()
+            N = guess.log_noise.mean.exp()
             return Separation(
-                speech=monte_carlo_wiener(
-                    x, (sigma + level).exp(), weight, torch.eye(x.shape[-1]), H, torch.ones(len(x))
-                ),
+                speech=guessed_gain(guess, prior, observation.v) * x,
                 responsibilities=guess.responsibilities,
                 mixing_weight=prior.mixing_weight,
-                dictionary=W,
-                activations=H.mean(-1, keepdim=True),
+                dictionary=torch.ones(1, x.shape[-1]),
+                activations=N.mean(-1, keepdim=True),
                 objective=torch.zeros(1),
-                z=z,
+                z=guess.codes.mean[:1],
                 target=None,
             )
 

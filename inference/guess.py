@@ -3,7 +3,7 @@
 The guide (`models/guide.py`) is q(z, alpha, g, a, noise | x, v), amortised. A scheme takes its means:
 
     z        a chain at each component's mean in turn, the likeliest component's first
-    g, a     as believed, where the noise model has them
+    g        1, as in training, unless the guide is sure that speech is fainter: `surely_fainter`
     W, H     if the noise model says so (`start="guide"`), Itakura-Saito NMF of the guide's noise variance, the prior
              on H included. Else they start as noise that is always there: what a guide takes for noise that changes
              holds some speech, and EM keeps it
@@ -26,11 +26,13 @@ from pyro_avse.inference.nmf import (
     is_nmf_update_W,
     normalise,
 )
-from pyro_avse.models.nmf_noise import VARIANCE_FLOOR, NoiseModel
-from pyro_avse.typing import FrameMask, Guess, Power
+from pyro_avse.models.nmf_noise import VARIANCE_FLOOR, NoiseModel, response_basis
+from pyro_avse.typing import FrameMask, Guess, Power, SpeechPrior
 
 UPDATES = 8
 """Of W and of H each."""
+SURE = 1.0
+"""Standard deviations of log g."""
 
 
 def first_component(guess: Guess) -> Guess:
@@ -38,6 +40,16 @@ def first_component(guess: Guess) -> Guess:
     codes = unchecked_normal(guess.codes.mean[:1], guess.codes.stddev[:1])
     r = torch.ones_like(guess.responsibilities[:1])
     return replace(guess, codes=codes, responsibilities=r)
+
+
+def surely_fainter(guess: Guess) -> Float[Tensor, "*utterance 1"]:
+    """The largest g of up to 1 that the guide holds for likely: one standard deviation over what it believes.
+
+    (Its belief itself, and that of the microphone's response, cost 1 to 3 dB in little noise: EM never quite leaves
+    them.)
+    """
+    log_g = guess.log_gain
+    return (log_g.mean + SURE * log_g.stddev).clamp_max(0).exp()
 
 
 def guessed_codes(guess: Guess, chains: int) -> Float[Tensor, "chain *utterance frame latent"]:
@@ -70,6 +82,22 @@ def guessed_factors(
         W = is_nmf_update_W(V, W, H, exponent=0.5, mask=mask)
         W, H = normalise(W, H)
     return W, H
+
+
+def guessed_gain(guess: Guess, prior: SpeechPrior, lips: Tensor | None) -> Power:
+    """The guide's own Wiener filter, sum_k r_nk S_k / (S_k + N), at the means of its q; no sampling.
+
+    S_k is speech as component k decodes it, through the level and the response that the guide believes, N its noise.
+    """
+    mean, r = guess.codes.mean, guess.responsibilities
+    log_sigma = prior.log_variance(mean, lips)
+    basis = response_basis(guess.response.mean.shape[-1], log_sigma.shape[-1], mean)
+    level = (guess.log_gain.mean + guess.response.mean @ basis[1:])[..., None, :]
+    S = (log_sigma + level).exp()
+    gain = S / (S + guess.log_noise.mean.exp())
+    if len(gain) > 1:  # of decoder k only the code of component k
+        gain = torch.diagonal(gain).movedim(-1, 0)[None]
+    return (r[..., None] * gain[0]).sum(0)
 
 
 def lengthened(old: Guess, new: Guess, known: int) -> Guess:

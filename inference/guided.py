@@ -7,26 +7,33 @@ learned from draws what comes of that, but knows this recording's noise less wel
     log f(z_n) = (1 - w) log p(x_n, z_n) + w log q(z_n),   q(z_n) = sum_k r_nk q(z_n | alpha_n = k)
 
 the geometric mean of the two, with `guide_share` w: 0 is the posterior of `ldem`, 1 the guide alone. (A logarithmic
-opinion pool [Genest and Zidek 1986]; the likelihood to a power below one is a power posterior [Grünwald 2012].) r and
-the filter are the model's at the draws, W H, g and a are fitted as ever.
+opinion pool [Genest and Zidek 1986]; the likelihood to a power below one is a power posterior [Grünwald 2012].) r is
+the model's at the draws, W H, g and a are fitted as ever. In the end both have a Wiener filter: the model's (S20), by
+the noise that was fitted here, and the guide's, by the noise that it hears. Speech is between them too, in decibels:
+
+    s_n = G_guide^v G_model^(1-v) x_n,   with `filter_share` v
 
 Chains that start at the guide's codes have arrived: two chains and two thirds of the iterations do. When to use it: the
 default of `enhance` where the prior has a guide. Without one it is `ldem`, with whatever was changed in the settings
 here.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from pyro_avse.distributions import unchecked_normal
 from pyro_avse.inference.em import Observation
 from pyro_avse.inference.gradient import value_and_grad
+from pyro_avse.inference.guess import guessed_gain
 from pyro_avse.inference.ldem import LDEM
+from pyro_avse.inference.monte_carlo import MCEMState
+from pyro_avse.inference.run import unchecked
 from pyro_avse.inference.target import CollapsedTarget, Quadratic, log_sum_of_components
-from pyro_avse.typing import Codes, Guess, InputError, Target
+from pyro_avse.typing import Codes, Guess, InputError, Separation, Target
 
 
 @dataclass(frozen=True)
@@ -34,7 +41,7 @@ class Guided(LDEM):
     """Settings of Langevin EM under a guide; how the defaults were found: docs/RESULTS.md, "Guides".
 
     Attributes:
-        guide_share: w, from 0 to 1.
+        guide_share, filter_share: w and v, from 0 to 1.
         iterations, first_warmup, warmup, draws, final_warmup, final_draws, chains: as in `LDEM`, fewer.
 
     Raises:
@@ -50,13 +57,16 @@ class Guided(LDEM):
     final_draws: int = 4
     chains: int = 2
     guide_share: float = 0.3
+    filter_share: float = 0.4
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.guide_share <= 1:
-            raise InputError(
-                f"guide_share is {self.guide_share}: give 0, the model's posterior alone, to 1, the guide alone"
-            )
+        for name in ("guide_share", "filter_share"):
+            share = getattr(self, name)
+            if not 0 <= share <= 1:
+                raise InputError(
+                    f"{name} is {share}: give 0, the model alone, to 1, the guide alone"
+                )
         if self.total_variation:
             raise InputError(
                 f"total_variation is {self.total_variation} with guided, whose frames are events: take ldem"
@@ -80,6 +90,21 @@ class Guided(LDEM):
         if observation.guess is None:
             return target
         return Between.of(target, observation.guess, self.guide_share)
+
+    @unchecked
+    def finish(
+        self, observation: Observation, state: MCEMState, *, rng: torch.Generator
+    ) -> Separation:
+        """S20, and what the guide filters."""
+        found = super().finish(observation, state, rng=rng)
+        guess, x = observation.guess, observation.x
+        if guess is None or not self.filter_share:
+            return found
+        model = found.speech.abs() / observation.power.sqrt().clamp_min(
+            torch.finfo(x.real.dtype).tiny
+        )
+        gain = guessed_gain(guess, observation.prior, observation.v).pow(self.filter_share)
+        return replace(found, speech=gain * model.pow(1 - self.filter_share) * x)
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,14 @@ from torch.distributions import Categorical
 from pyro_avse.inference import run_chains
 from pyro_avse.inference.em import observe
 from pyro_avse.inference.gradient import value_and_grad
+from pyro_avse.inference.guess import guessed_gain
 from pyro_avse.inference.guided import Between, Guided
 from pyro_avse.inference.ldem import LDEM
 from pyro_avse.inference.mala import MALA
 from pyro_avse.inference.mcem import MCEM
 from pyro_avse.inference.target import CollapsedTarget
 from pyro_avse.models.guide import NoisyGuide
-from pyro_avse.models.nmf_noise import NoiseModel
+from pyro_avse.models.nmf_noise import NoiseModel, response_basis
 from pyro_avse.typing import Guess, InputError
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -106,7 +107,7 @@ def test_the_guide_has_its_share(seen: Any) -> None:
     q = guide.guess(x.abs().square()).codes
     away = (alone.chains.draws.mean((0, 1)) - q.mean[0]).abs() / q.stddev[0]
     assert away.mean() < 0.2
-    settings = Guided(guide_share=0.0, temperature=float("inf"), exponent=0.5)
+    settings = Guided(guide_share=0.0, filter_share=0.0, temperature=float("inf"), exponent=0.5)
     exact = settings(prior, x, guide=guide)
     names = ("iterations", "warmup", "draws", "first_warmup", "final_warmup", "final_draws")
     same = MCEM(**{n: getattr(settings, n) for n in names}, chains=2, kernel=settings.kernel)
@@ -131,8 +132,37 @@ def test_it_is_its_steps_in_a_row(seen: Any) -> None:
     assert not torch.allclose(found[0.3], found[0.6])
 
 
+@pytest.mark.parametrize("name", ["a_vae", "min_vae_v1", "two_decoders"])
+def test_speech_is_between_two_filters(name: str, seen: Any) -> None:
+    """The guide's by hand, component by component; in decibels the gain is the mean of both; 0 and 1 are the two."""
+    target, guess = seen(name)
+    prior, v = target.prior, target.lips
+    by_hand = torch.zeros(FRAMES, 7)
+    a = guess.log_gain.mean + guess.response.mean @ response_basis(4, 7, target.power)[1:]
+    for k in range(prior.num_components):
+        decoded = prior.log_variance(guess.codes.mean[k][None], v)
+        S = (decoded[k if len(decoded) > 1 else 0, 0] + a).exp()
+        by_hand += guess.responsibilities[k][:, None] * S / (S + guess.log_noise.mean.exp())
+    assert torch.allclose(guessed_gain(guess, prior, v), by_hand)
+
+    class Known:
+        def guess(self, *given: Any, **options: Any) -> Guess:
+            return guess
+
+    x = torch.randn(FRAMES, 7, dtype=torch.complex128)
+    lips = torch.rand(FRAMES, 67, 67)
+    gains = [
+        Guided(filter_share=share)(prior, x, lips, guide=Known()).speech / x
+        for share in (0.0, 0.25, 1.0)
+    ]
+    assert torch.allclose(gains[1].log(), 0.75 * gains[0].log() + 0.25 * gains[2].log())
+    assert torch.allclose(gains[2].real, guessed_gain(guess, prior, prior.visual_features(lips)))
+
+
 def test_refusals(seen: Any) -> None:
     with pytest.raises(InputError, match=r"guide_share is 1.5: give 0"):
         Guided(guide_share=1.5)
+    with pytest.raises(InputError, match=r"filter_share is -0.1: give 0"):
+        Guided(filter_share=-0.1)
     with pytest.raises(InputError, match="take ldem"):
         Guided(total_variation=1.0)
