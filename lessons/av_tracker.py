@@ -40,8 +40,8 @@ Given q(a) and q(b) the chains do not meet. So a sweep is E-a and E-b, then all 
 
 M. r: the mean square of f - P s. l(1): faces of a person in view, l_0: of nobody, a frame. The rest is given.   (10)
 
-Where it starts decides. By the trace in (6), a person whose place is unknown loses every face, and so stays unknown.
-The first q(a) is that of a filter with s and v summed out: N(f; P m, r I + P V P') and E l(v) (`follow`).
+Where it starts counts. By the trace in (6), a person whose place is unknown loses every face, and each sweep wins back
+only a few frames. So the first q(a) is that of a filter with s and v summed out, N(f; P m, r I + P V P') and E l(v).
 """
 
 import math
