@@ -116,7 +116,7 @@ def test_a_tensor_of_a_foreign_shape_is_not_read(saved: Path) -> None:
     with saved.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         file.truncate(8 + len(text) + 4 * numbers)
-    with pytest.raises(InputError, match="lacks 'audio_encoder|not a whole"):
+    with pytest.raises(InputError, match=r"lacks 'audio_encoder|not a whole"):
         load_prior(saved)
 
 

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pyro_avse.files import refuse_inputs
 from pyro_avse.models import MODELS
 from pyro_avse.typing import InputError
 from pyro_avse.weights.checkpoint import save_prior
@@ -94,6 +95,7 @@ def import_weights(path: str | Path, out: str | Path, *, hop: int = 533) -> nn.M
     path, out = Path(path), Path(out)
     if out.suffix != ".safetensors":
         raise InputError(f"{out} is no .safetensors: weights are written as .safetensors")
+    refuse_inputs([out], {"the file that is read": path})
     theirs = _read(path)
     model = max(LAYOUTS, key=lambda model: len(LAYOUTS[model].keys() & theirs.keys()))
     names = LAYOUTS[model]

@@ -170,6 +170,8 @@ def copy_pictures(
 
     try:
         beside(path, write)
+    except InputError:  # of the disk
+        raise
     except (av.FFmpegError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(
