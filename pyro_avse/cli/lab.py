@@ -76,6 +76,8 @@ def compare(
     from pyro_avse.lab.page import TITLES, cells, comparison_page, input_cells, label
     from pyro_avse.weights.checkpoint import load_prior
 
+    if 0 < draws < 4:
+        raise InputError(f"--draws {draws}: R-hat and ESS need at least 4, or give 0 for none")
     chosen = _schemes(split_names(schemes, "--schemes"), settings, iterations, {})
     moved = None
     if kernels is not None:

@@ -103,7 +103,13 @@ def enhance_file(
     if clean is not None and isinstance(audio, Audio):
         check_same_length(clean, audio)
     prior, stft = load_prior(model, guide=None if guide is None else os.fspath(guide))
-    seen, notes = find_lips(noisy, None if lips is None else Path(lips), fps, bool(prior.uses_lips))
+    seen, notes = find_lips(
+        noisy,
+        None if lips is None else Path(lips),
+        fps,
+        bool(prior.uses_lips),
+        audio.num_samples / audio.sample_rate,
+    )
     enhancer = Enhancer(prior, scheme, stft=stft, device=device)
     if isinstance(audio, Blocks):
         for note in notes:
@@ -140,7 +146,11 @@ def files_read(
 
 
 def find_lips(
-    noisy: Path, lips: Path | None, fps: float | None, wanted: bool
+    noisy: Path,
+    lips: Path | None,
+    fps: float | None,
+    wanted: bool,
+    longest: float | None = None,
 ) -> tuple[Lips | None, list[str]]:
     """The lips that are given, or those that the recording shows if the model looks; and what to say of them."""
     if lips is None and wanted and kind_of(noisy) == "video":
@@ -148,7 +158,7 @@ def find_lips(
     if lips is None:
         return None, []
     if kind_of(lips) != "video":
-        return load_lips(lips, fps=fps), []
+        return load_lips(lips, fps=fps, longest=longest), []
     from pyro_avse.data.lips.watch import watch  # OpenCV takes a while to load
 
     watched = watch(lips)

@@ -45,7 +45,7 @@ def open_source(name: str, rate: int) -> Source:
     if not os.path.isfile(name):
         raise InputError(f"{name} does not exist: name a sound file, - or device")
     try:
-        info = soundfile.info(name)
+        info = soundfile.info(os.fsencode(name))
     except soundfile.LibsndfileError as error:
         raise InputError(
             f"{name} cannot be read as sound ({error.error_string}): convert it to .wav or .flac"
@@ -53,7 +53,7 @@ def open_source(name: str, rate: int) -> Source:
     if info.frames == 0:
         raise InputError(f"{name} is empty: give some sound")
     size = max(1, round(SECONDS * info.samplerate))
-    blocks = soundfile.blocks(name, size, dtype="float32", always_2d=True)
+    blocks = soundfile.blocks(os.fsencode(name), size, dtype="float32", always_2d=True)
     return Source(info.samplerate, (block[:, 0] for block in blocks), endless=False)
 
 

@@ -27,6 +27,10 @@ SHORTEST = 1024 / SAMPLE_RATE
 """One STFT window, in seconds."""
 
 
+MOST_BLOCKS = 100_000
+"""Of a recording: a month in blocks of 30 s."""
+
+
 @dataclass(frozen=True)
 class Audio:
     """A waveform as the models want it, and what `restore` needs to give it back."""
@@ -85,7 +89,13 @@ def load_audio(path: str | os.PathLike[str], *, channel: str | int = "first") ->
         samples, sample_rate = read_sound(path)
         return _normalise(_pick(samples, channel, path), sample_rate, name=str(path), path=path)
     with _opened(path) as file:
-        samples, sample_rate = file.read(dtype="float64", always_2d=True), file.samplerate
+        try:
+            samples, sample_rate = file.read(dtype="float64", always_2d=True), file.samplerate
+        except MemoryError:
+            raise InputError(
+                f"{path} says it lasts {file.frames / file.samplerate:.0f} s, more than memory holds: check it, or "
+                "cut it"
+            ) from None
     return _normalise(_pick(samples, channel, path), sample_rate, name=str(path), path=path)
 
 
@@ -173,7 +183,7 @@ def restore(
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[soundfile.SoundFile]:
     try:
-        with soundfile.SoundFile(path) as file:
+        with soundfile.SoundFile(os.fsencode(path)) as file:  # a name may be no text
             yield file
     except soundfile.LibsndfileError as err:
         raise InputError(
@@ -195,6 +205,10 @@ def _spans(
             f"blocks of {seconds:g} s that share {overlap:g} s: give {3 * overlap:g} s or more"
         )
     count = max(1, -((shared - total) // (longest - shared)))
+    if count > MOST_BLOCKS:
+        raise InputError(
+            f"the recording says it lasts {num_samples / sample_rate / 86400:.0f} days: check the file"
+        )
     starts = [k * (total - shared) // count * tick for k in range(count)]
     ends = [start + shared * tick for start in starts[1:]]
     return list(zip(starts, [*ends, num_samples], strict=True))

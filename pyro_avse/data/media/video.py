@@ -5,6 +5,7 @@ Time starts with the sound (without sound, with the first picture), so that pict
 where a container starts its two streams apart.
 """
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -199,7 +200,7 @@ def _opened(path: Path) -> Any:
     if path.is_dir():
         raise InputError(f"{path} is a folder: name one video in it")
     try:
-        return av.open(str(path))
+        return av.open(os.path.abspath(path))  # a name with a colon is no address
     except (av.FFmpegError, OSError) as error:
         reason = error.strerror or type(error).__name__
         cure = (
