@@ -91,7 +91,7 @@ def test_a_mat_of_holes(tmp_path: Path) -> None:
     assert path.stat().st_size < 10_000
     with pytest.raises(InputError, match="GB: cut the recording"):
         load_lips(path)
-    with pytest.raises(InputError, match="the sound lasts 3.00 s"):
+    with pytest.raises(InputError, match=r"the sound lasts 3\.00 s"):
         load_lips(path, longest=3.0)
     assert lips_module.MOST_BYTES < 2**40
 

@@ -221,7 +221,9 @@ def test_an_output_that_is_an_input_is_refused(
     inputs: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By whatever name: itself, a way round, a link, a hard link; before weights are loaded. All stay as they are."""
-    monkeypatch.setattr("pyro_avse.enhancement.file.load_prior", lambda *a, **k: pytest.fail(""))
+    monkeypatch.setattr(
+        "pyro_avse.enhancement.file.load_prior", lambda *a, **k: pytest.fail("loaded")
+    )
     names = ["noisy.wav", *inputs.values()]
     before = {name: Path(name).read_bytes() for name in names}
     other: list[str] = []

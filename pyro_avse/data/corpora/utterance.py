@@ -114,7 +114,8 @@ def walk(root: Path) -> Iterator[Path]:
 
 
 def walk_folders(root: Path) -> Iterator[tuple[str, list[str], list[str]]]:
-    """Every folder below `root`, the names of its folders and of its files, sorted; links are followed, but not round and round."""
+    """Every folder below `root`, the names of its folders and of its files, sorted; links are followed, not round and
+    round."""
     visits: Counter[str] = Counter()
     for folder, folders, files in os.walk(root, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
