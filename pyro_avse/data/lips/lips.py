@@ -221,7 +221,7 @@ def _read_archive(path: Path, archive: zipfile.ZipFile, limit: Limit) -> dict[st
     keys = [name.removesuffix(".npy") for name in archive.namelist()]
     if "lips" not in keys:
         raise InputError(f"{path} has keys {sorted(keys)}, not 'lips': name the frames 'lips'")
-    found = {}
+    found: dict[str, np.ndarray] = {}
     for key in ("fps", "lips"):
         if key not in keys:
             continue
