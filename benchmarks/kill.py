@@ -234,7 +234,8 @@ class Campaign:
             self.findings.append(f"cannot go on: status {status}")
         elif self.job.whole(self.out) != self.expected:
             self.findings.append("goes on to other bytes")
-        check_place(self.out / "next")
+        for folder in (self.out, *filter(Path.is_dir, self.out.rglob("*"))):
+            check_place(folder / "next")  # whoever writes there next
         if left := litter(self.out):
             self.findings.append(f"litter in the end: {left}")
         self.counts["compared"] += 1

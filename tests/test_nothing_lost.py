@@ -18,6 +18,8 @@ from torch import nn
 
 from pyro_avse.cli import main
 from pyro_avse.cli.stopping import stopping
+from pyro_avse.data.lips import watch as watching
+from pyro_avse.data.lips.lips import Lips
 from pyro_avse.data.media.saving import save_audio, save_pieces
 from pyro_avse.data.media.video import copy_pictures
 from pyro_avse.enhancement.file import enhance_file
@@ -100,6 +102,18 @@ def test_litter_is_known_by_its_lock(tmp_path: Path) -> None:
         litter.write_bytes(b"half")
         check()
         assert left(tmp_path) == [mine.name, "w"]
+
+
+def test_the_cache_of_lips_is_cleaned_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the next that is kept there."""
+    seen = watching.Watched(Lips(np.zeros((9, 67, 67), np.uint8), 25.0), np.zeros((9, 4)), [], [])
+    monkeypatch.setattr(watching, "watch", lambda path: seen)
+    monkeypatch.setenv("PYRO_AVSE_CACHE", str(tmp_path))
+    (tmp_path / "lips").mkdir()
+    (tmp_path / "lips" / ".pyro_avse-0123456789abcdef.part").write_bytes(b"half")
+    watching.watch_cached(tmp_path / "v.mp4")
+    (kept,) = left(tmp_path / "lips")
+    assert kept.endswith(".npz")
 
 
 def test_two_at_once_to_one_file(tmp_path: Path) -> None:
