@@ -83,6 +83,19 @@ def test_what_lies_beside_the_lips_is_not_unpacked(tmp_path: Path) -> None:
     assert len(load_lips(path, longest=3.0).frames) == 75
 
 
+def test_a_header_that_breaks_off(tmp_path: Path) -> None:
+    """Found by benchmarks/fuzz.py: numpy's reader of headers stumbles in ways of its own."""
+    path = tmp_path / "l.npz"
+    text = b"{'descr': '|u1', 'fortran_order': False, 'shape': (75, 67, 67), \n"
+    header = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("lips.npy", header)
+    path.with_suffix(".npy").write_bytes(header + bytes(75 * 67 * 67))
+    for broken in (path, path.with_suffix(".npy")):
+        with pytest.raises(InputError, match=r"cannot be read as \.npz or \.npy"):
+            load_lips(broken, fps=25)
+
+
 def test_a_mat_of_holes(tmp_path: Path) -> None:
     """HDF5 keeps an array that nobody wrote in no space at all."""
     path = tmp_path / "l.mat"
