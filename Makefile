@@ -4,7 +4,7 @@ BIN := .venv/bin
 DATA ?= ../shared/data
 JOBS ?= 2
 
-.PHONY: demo test test-fast test-slow test-arviz1 lint check bench results weights lessons
+.PHONY: demo test test-fast test-slow test-arviz1 lint check bench results weights lessons fuzz kill
 
 demo: .venv/.package
 	$(BIN)/pyro-avse demo --out demo
@@ -39,6 +39,13 @@ lint: .venv/.development
 
 check: lint
 	$(PYTEST) -m "not slow" --cov --cov-report=term
+
+# Ten minutes each: 2,000 mutated files, 200 kills; their seeds are printed.
+fuzz: .venv/.development
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/fuzz.py --files 2000
+
+kill: .venv/.development
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/kill.py --kills 200
 
 bench: .venv/.development
 	$(BIN)/python benchmarks/em_iteration.py

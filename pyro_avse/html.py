@@ -27,7 +27,9 @@ def page(title: str, *pieces: str) -> bytes:
     """The whole file, UTF-8."""
     head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{STYLE}</style>'
     body = "\n".join([f"<h1>{escape(title)}</h1>", *pieces])
-    return f"<!doctype html>\n<html><head>{head}</head>\n<body>{body}</body></html>\n".encode()
+    return f"<!doctype html>\n<html><head>{head}</head>\n<body>{body}</body></html>\n".encode(
+        errors="backslashreplace"
+    )
 
 
 def heading(text: str) -> str:

@@ -32,7 +32,7 @@ def draw_spectrogram(axis: Axes, waveform: Float[np.ndarray, "sample"], title: s
         cmap="magma",
     )
     axis.set(ylabel="kHz")
-    axis.set_title(title, fontsize=9)
+    axis.set_title(title, fontsize=9, parse_math=False)
 
 
 def shade_disagreement(

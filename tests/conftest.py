@@ -30,6 +30,7 @@ LONG = [
     "bad_lips",
     "batch",
     "calibration",
+    "campaigns",
     "capabilities",
     "cli",
     "cli_data",

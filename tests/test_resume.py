@@ -16,6 +16,7 @@ import soundfile
 import torch
 from torch import nn
 
+from pyro_avse.files import PART
 from pyro_avse.models import MODELS
 from pyro_avse.stft import STFT
 from pyro_avse.training.recipe import Data, Recipe, Training
@@ -147,7 +148,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(
 
     out, done, folders = tmp_path / "run0", 1, 0
     assert runs.run(out, in_write=5)  # checkpoint and log in turn: the third epoch's checkpoint
-    torn = out / f".{CHECKPOINT}.part"
+    (torn,) = (path for path in out.iterdir() if PART.fullmatch(path.name))
     assert 0 < torn.stat().st_size < len(expected[CHECKPOINT])
     moments = random.Random(kills)
     while done < kills:

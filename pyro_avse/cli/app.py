@@ -71,10 +71,13 @@ def print_table(titles: list[str], rows: list[list[str]]) -> None:
     """To stdout, in full, whatever the terminal's width."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(*titles)
+    table = Table()
+    for title in titles:
+        table.add_column(Text(title))  # names are no markup
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     wide = Console(width=1000).measure(table).maximum
     Console(width=max(Console().width, wide)).print(table)
 
@@ -91,7 +94,7 @@ def read_settings(text: str) -> dict[str, dict[str, Any]]:
     """Of --settings. Raises InputError where it is no JSON object of objects."""
     try:
         settings = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(
             f"--settings is no JSON ({error}): give an object for every scheme"
         ) from None
@@ -106,7 +109,7 @@ def progress_bar() -> Iterator[Callable[[float, str], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(20), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(20), TimeRemainingColumn())
     bar = Progress(*columns, console=Console(stderr=True))
     task = bar.add_task("", total=1.0)
 

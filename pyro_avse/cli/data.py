@@ -26,13 +26,14 @@ def lips(
 ) -> None:
     """Cut the lips out of a video."""
     from pyro_avse.data.lips.watch import check_preview, pack, save_preview, watch
-    from pyro_avse.files import check_place, write_atomically
+    from pyro_avse.files import check_place, refuse_inputs, write_atomically
 
     if output.suffix != ".npz":
         raise InputError(f"{output} is no .npz: lips are written as .npz")
     check_place(output)
     if preview is not None:
         check_preview(preview)
+    refuse_inputs([output, preview], {"the video": video, "the boxes' file": boxes})
     watched = watch(video, boxes)
     for note in watched.notes:
         say(note)

@@ -69,16 +69,22 @@ def compare(
     """Put schemes and kernels side by side on one recording."""
     from pyro_avse.data.lips.open import load_lips
     from pyro_avse.data.media.audio import load_audio
+    from pyro_avse.enhancement.file import files_read
     from pyro_avse.enhancement.find import find_kernel
-    from pyro_avse.files import check_place, write_atomically
+    from pyro_avse.files import check_place, refuse_inputs, write_atomically
     from pyro_avse.lab.comparison import Clip, compare
     from pyro_avse.lab.page import TITLES, cells, comparison_page, input_cells, label
     from pyro_avse.weights.checkpoint import load_prior
 
+    if 0 < draws < 4:
+        raise InputError(f"--draws {draws}: R-hat and ESS need at least 4, or give 0 for none")
     chosen = _schemes(split_names(schemes, "--schemes"), settings, iterations, {})
     moved = None
     if kernels is not None:
         moved = {name: find_kernel(name) for name in split_names(kernels, "--kernels")}
+    if html is not None:
+        check_place(html)
+        refuse_inputs([html], files_read(noisy, lips, reference, model))
     clip = Clip(
         noisy.name,
         load_audio(noisy),
@@ -86,8 +92,6 @@ def compare(
         None if lips is None else load_lips(lips, fps=fps),
     )
     prior, stft = load_prior(model)
-    if html is not None:
-        check_place(html)
     found = compare(
         [clip],
         prior,

@@ -32,8 +32,12 @@ def live(
     import torch
 
     from pyro_avse.enhancement.ports import load_stream, open_sink, open_source, run
+    from pyro_avse.files import refuse_inputs
+    from pyro_avse.weights.checkpoint import weight_files
 
     torch.set_num_threads(threads)
+    weights = {f"the file {path.name} of the model": path for path in weight_files(model)}
+    refuse_inputs([Path(output)], {"the guide": guide} | weights)
     blocks = open_source(source, rate)
     stream = load_stream(model, guide, sample_rate=blocks.sample_rate, seed=seed)
     with open_sink(output, blocks.sample_rate, source) as sink:

@@ -22,9 +22,9 @@ from pyro_avse.enhancement.find import build_scheme
 from pyro_avse.enhancement.long import Piece, measure_blocks, open_sound
 from pyro_avse.enhancement.measure import measure, of_same_length
 from pyro_avse.enhancement.seen import find_lips as find_lips
-from pyro_avse.files import kind_of
+from pyro_avse.files import kind_of, refuse_inputs
 from pyro_avse.typing import JSON, InputError, Scheme
-from pyro_avse.weights.checkpoint import load_prior
+from pyro_avse.weights.checkpoint import load_prior, weight_files
 
 Waveform = Float32[np.ndarray, "sample"]
 TOLD = 0.04
@@ -100,6 +100,7 @@ def enhance_file(
         scheme = inference
     name = inference if isinstance(inference, str) else type(inference).__name__
     notes = places.check()
+    refuse_inputs([places.output, places.noise], files_read(noisy, lips, reference, model, guide))
     audio = open_sound(noisy, channel=channel, block=block, track=track)
     notes += audio.notes
     duration = audio.num_samples / audio.sample_rate
@@ -139,6 +140,20 @@ def enhance_file(
     return row | {"files": places.files()}
 
 
+def files_read(
+    noisy: Path,
+    lips: str | os.PathLike[str] | None,
+    reference: str | os.PathLike[str] | None,
+    model: str,
+    guide: str | os.PathLike[str] | None = None,
+) -> dict[str, Path | None]:
+    """What one call reads, by what it is, for `refuse_inputs`. Raises InputError for an unknown model."""
+    given = {"the reference": reference, "the lips' file": lips, "the guide": guide}
+    read = {what: None if path is None else Path(path) for what, path in given.items()}
+    weights = {f"the file {path.name} of the model": path for path in weight_files(model)}
+    return {"the recording": noisy} | read | weights
+
+
 def mixed(pieces: Iterator[Piece], strength: float) -> Iterator[tuple[Waveform, Waveform]]:
     """Speech at a strength, and what was taken off, piece by piece."""
     for piece in pieces:
@@ -172,9 +187,6 @@ class Places:
             check_writable(self.output)
         if self.noise is not None:
             check_writable(self.noise)
-        for written in filter(None, (self.output, self.noise)):
-            if written.exists() and written.samefile(self.noisy):
-                raise InputError(f"{written} is the recording itself: name another file")
         if self.noise is not None and os.path.realpath(self.noise) == os.path.realpath(self.output):
             raise InputError(f"{self.noise} is the output too: name another file with --noise-out")
         return notes

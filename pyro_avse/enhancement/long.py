@@ -21,6 +21,7 @@ where a block's edge is less well known, and sin^2 between. The weights sum to o
 speech; so what a scheme leaves as it is comes out as it was.
 """
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -107,7 +108,7 @@ def open_sound(
     if block != 0 and not block >= 3 * OVERLAP:
         raise InputError(f"blocks of {block:g} s: give {3 * OVERLAP:g} or more, or 0 for none")
     try:
-        lasts = soundfile.info(path).duration if block else 0.0
+        lasts = soundfile.info(os.fsencode(path)).duration if block else 0.0
     except (soundfile.LibsndfileError, TypeError):
         lasts = 0.0  # a video, or what `load_audio` refuses
     if lasts > block and not track:

@@ -15,6 +15,7 @@ import soundfile
 from pyro_avse.data.media.saving import check_writable, save_pieces
 from pyro_avse.enhancement.enhancer import Enhancer
 from pyro_avse.enhancement.live import Stream, live_scheme
+from pyro_avse.files import refuse_inputs
 from pyro_avse.typing import JSON, InputError
 from pyro_avse.weights.checkpoint import load_prior
 from pyro_avse.weights.guides import load_guide, own_guide
@@ -31,6 +32,8 @@ class Source:
 
     sample_rate: int
     blocks: Iterator[np.ndarray]
+    endless: bool = True
+    """Ctrl-C ends it, and what came is kept; of a file nothing is written then."""
 
 
 def open_source(name: str, rate: int) -> Source:
@@ -42,7 +45,7 @@ def open_source(name: str, rate: int) -> Source:
     if not os.path.isfile(name):
         raise InputError(f"{name} does not exist: name a sound file, - or device")
     try:
-        info = soundfile.info(name)
+        info = soundfile.info(os.fsencode(name))
     except soundfile.LibsndfileError as error:
         raise InputError(
             f"{name} cannot be read as sound ({error.error_string}): convert it to .wav or .flac"
@@ -50,8 +53,8 @@ def open_source(name: str, rate: int) -> Source:
     if info.frames == 0:
         raise InputError(f"{name} is empty: give some sound")
     size = max(1, round(SECONDS * info.samplerate))
-    blocks = soundfile.blocks(name, size, dtype="float32", always_2d=True)
-    return Source(info.samplerate, (block[:, 0] for block in blocks))
+    blocks = soundfile.blocks(os.fsencode(name), size, dtype="float32", always_2d=True)
+    return Source(info.samplerate, (block[:, 0] for block in blocks), endless=False)
 
 
 def _piped(rate: int) -> Iterator[np.ndarray]:
@@ -98,8 +101,7 @@ def open_sink(name: str, rate: int, source: str) -> Iterator[Sink]:
             yield play
     else:
         check_writable(name)
-        if os.path.exists(name) and os.path.exists(source) and os.path.samefile(name, source):
-            raise InputError(f"{name} is the recording itself: name another file")
+        refuse_inputs([Path(name)], {"the recording": Path(source)})
         yield lambda blocks: save_pieces(Path(name), blocks, rate)
 
 
@@ -138,7 +140,7 @@ def run(stream: Stream, source: Source, sink: Sink) -> JSON:
 
     def enhanced() -> Iterator[np.ndarray]:
         nonlocal samples, work
-        with contextlib.suppress(KeyboardInterrupt):  # a microphone ends so
+        with contextlib.suppress(*[KeyboardInterrupt] * source.endless):
             for block in source.blocks:
                 start = time.perf_counter()
                 done = stream.push(block)

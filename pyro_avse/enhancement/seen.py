@@ -38,7 +38,7 @@ def find_lips(
     """
     if not prior.uses_lips:
         if lips is not None and kind_of(lips) != "video":
-            check_length(*_count(load_lips(lips, fps=fps)), duration)
+            check_length(*_count(load_lips(lips, fps=fps, longest=duration)), duration)
         return None, []
     source = noisy if lips is None else lips
     if lips is None and not _is_video(noisy):
@@ -46,7 +46,7 @@ def find_lips(
     if kind_of(source) in ("video", None) and _is_video(source):
         seen, notes = _watched(source, fps, duration, max(0.0, delay) if lips is None else 0.0)
     else:
-        seen, notes = load_lips(source, fps=fps), []
+        seen, notes = load_lips(source, fps=fps, longest=duration), []
         check_length(*_count(seen), duration)
     if seen is not None:
         left, said = leave_out_still(seen)

@@ -38,6 +38,7 @@ from pyro_avse.inference import KERNELS
 from pyro_avse.inference.adaptation import RobbinsMonro
 from pyro_avse.inference.proposal import ImportanceSeparation
 from pyro_avse.lab.diagnostics import (
+    LEAST_DRAWS,
     RHAT_MAX,
     Diagnosis,
     adaptation_for,
@@ -164,6 +165,10 @@ def compare(
     Raises:
         InputError: a clip that cannot be used. What a scheme refuses is a row instead.
     """
+    if 0 < draws < LEAST_DRAWS:
+        raise InputError(
+            f"{draws} draws have no R-hat and no ESS: take {LEAST_DRAWS} or more, or 0 for none"
+        )
     combinations = combine(schemes, kernels, adapt=adapt)
     long_run = _LongRun(draws, warmup, chains, seed)
     done: list[tuple[Scores | None, list[Trial]]] = []
@@ -309,7 +314,8 @@ def _run(
             row["unmixed"] = np.nan if missing else np.mean(diagnosis.rhat > RHAT_MAX)
             row["acceptance"] = diagnosis.acceptance.mean()
         if not np.isfinite(row["rhat_max"]):
-            reasons.append("no R-hat: a frame never moved, or there are fewer than two chains")
+            one = diagnosis is not None and diagnosis.chains < 2
+            reasons.append(f"no R-hat: {'one chain' if one else 'a frame never moved'}")
     except InputError as refusal:
         reasons.append(f"no ESS: {refusal}")
     row["reason"] = "; ".join(reasons) or None

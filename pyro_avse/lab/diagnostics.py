@@ -36,6 +36,8 @@ ACCEPTANCE_MIN = 0.05
 DIVERGENCES_MAX = 0
 """Of a frame: each one tells of a region that the chain cannot enter."""
 
+LEAST_DRAWS = 4
+"""Of a chain: ArviZ splits each in two, and a half needs two."""
 TAILS = (0.05, 0.95)
 """The quantiles of the tail ESS, said aloud since ArviZ 1 has others by default."""
 
@@ -121,11 +123,14 @@ class Diagnosis:
     """Mean over chains and draws, in [0, 1]."""
     divergences: FrameArray
     """How many, in all chains."""
+    chains: int = 2
+    """One has no R-hat: NaN."""
 
     def failures(self) -> dict[tuple[int, ...], str]:
         """Frames, by their indices (utterance, ..., frame), that miss a threshold, and which, in words."""
+        one = self.chains < 2
         missed = {
-            f"R-hat over {RHAT_MAX}": ~(self.rhat <= RHAT_MAX),
+            "no R-hat: one chain" if one else f"R-hat over {RHAT_MAX}": ~(self.rhat <= RHAT_MAX),
             f"bulk ESS under {ESS_MIN}": ~(self.ess_bulk >= ESS_MIN),
             f"tail ESS under {ESS_MIN}": ~(self.ess_tail >= ESS_MIN),
             f"acceptance under {ACCEPTANCE_MIN}": ~(self.acceptance >= ACCEPTANCE_MIN),
@@ -163,10 +168,16 @@ def diagnose(idata: Any) -> Diagnosis:
     """R-hat, ESS, acceptance and divergences of every frame of what `to_inference_data` made.
 
     ArviZ calls draws that never move perfect; here they are not (see `Diagnosis`). Takes about 2 ms a code and frame.
+    Raises InputError for fewer than four draws a chain.
     """
     import arviz
 
     z = idata["posterior"]["z"]
+    chains, draws = z.sizes["chain"], z.sizes["draw"]
+    if draws < LEAST_DRAWS:
+        raise InputError(
+            f"{draws} draws a chain have no R-hat and no ESS: take {LEAST_DRAWS} or more"
+        )
     moved = (z.max("draw") > z.min("draw")).any("chain").all("latent")
     dataset = z.to_dataset(name="z")
 
@@ -177,11 +188,16 @@ def diagnose(idata: Any) -> Diagnosis:
     diverging = stats["diverging"] if "diverging" in stats else 0 * stats["lp"]
     with np.errstate(invalid="ignore", divide="ignore"):
         return Diagnosis(
-            rhat=over_codes(arviz.rhat(dataset), "max", np.inf),
+            rhat=(
+                over_codes(arviz.rhat(dataset), "max", np.inf)
+                if chains > 1
+                else np.full(moved.shape, np.nan)
+            ),
             ess_bulk=over_codes(arviz.ess(dataset, method="bulk"), "min", 0),
             ess_tail=over_codes(arviz.ess(dataset, method="tail", prob=TAILS), "min", 0),
             acceptance=_of_frames(stats["acceptance_rate"].mean(("chain", "draw")), moved),
             divergences=_of_frames(diverging.sum(("chain", "draw")), moved),
+            chains=chains,
         )
 
 

@@ -5,7 +5,9 @@ start, NaN where nothing is drawn yet, each variable in one piece: a block is th
 own structures stay as they are. Killed at whatever moment, the file opens, with all blocks but the last.
 """
 
+import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import numpy as np
 import torch
 
 from pyro_avse.errors import Divergence, InputError
+from pyro_avse.files import beside
 from pyro_avse.inference.adaptation import Adaptation
 from pyro_avse.inference.run import run_chains
 from pyro_avse.lab.diagnostics import inference_groups
@@ -73,10 +76,7 @@ def stream_chains(
         groups = inference_groups(chains, observed, model_name)
         try:
             if first:
-                beside = path.with_name(f".{path.name}.part")
-                _create(beside, groups, draws)
-                _write_block(beside, groups, 0)
-                beside.replace(path)
+                beside(path, partial(_start, path, groups, draws))
             else:
                 _write_block(path, groups, start)
         except OSError as error:
@@ -96,12 +96,19 @@ def load_draws(path: Path) -> Any:
     return idata.isel(draw=np.flatnonzero(whole))
 
 
+def _start(path: Path, groups: Groups, draws: int, part: Path) -> None:
+    """The file at its full length with its first block, in place once it is whole."""
+    _create(part, groups, draws)
+    _write_block(part, groups, 0)
+    part.replace(os.path.realpath(path))
+
+
 def _create(path: Path, groups: Groups, draws: int) -> None:
     """The file at its full length, what has no axis `draw` filled in."""
     import h5netcdf
     import h5py
 
-    with h5netcdf.File(path, "w") as file:
+    with h5netcdf.File(path, "w", locking=False) as file:
         for name, dataset in groups.items():
             group = file.create_group(name)
             group.attrs.update(dataset.attrs)
@@ -127,7 +134,7 @@ def _write_block(path: Path, groups: Groups, start: int) -> None:
     """Draws from `start` on, lp last: where a draw has it, it has all else."""
     import h5py
 
-    with h5py.File(path, "r+") as file:
+    with h5py.File(path, "r+", locking=False) as file:
         for name in ("posterior", "sample_stats"):
             dataset = groups[name]
             drawn = [key for key in dataset.data_vars if "draw" in dataset[key].dims]

@@ -36,7 +36,7 @@ from pyro_avse.data.noise import Level
 from pyro_avse.defaults import DEFAULT_INFERENCE, SAMPLE_RATE
 from pyro_avse.enhancement.enhancer import Enhanced, Enhancer, Recording
 from pyro_avse.enhancement.find import build_scheme, find_device
-from pyro_avse.files import make_folder, write_atomically
+from pyro_avse.files import make_folder, remove_litter, write_atomically
 from pyro_avse.metrics import NAMES, auc, score
 from pyro_avse.sweep.mixtures import Mixed, Mixture, mix
 from pyro_avse.sweep.protocol import Run, Unit, join_protocol, make_protocol, units
@@ -336,6 +336,7 @@ def _in_processes(folder: Path, to_do: list[Batch], jobs: int, device: str) -> G
         raise
     finally:
         pool.shutdown(cancel_futures=True)
+        remove_litter(folder / "parts")
 
 
 def _watch_parent() -> None:

@@ -178,7 +178,7 @@ def read_protocol(folder: Path) -> JSON:
     path = folder / "protocol.json"
     try:
         found = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: no protocol ({error}): give another folder") from None
     kinds = {"data", "clips", "noises", "models", "inference", "sweeps"}
     if not isinstance(found, dict) or found.get("version") != VERSION or not kinds <= found.keys():

@@ -37,6 +37,7 @@ def write_row(folder: Path, row: JSON) -> None:
     """
     import pyarrow
 
+    row = {name: _text(value) for name, value in row.items()}
     _write(folder / "parts" / f"{row['key']}.parquet", pyarrow.Table.from_pylist([row], _schema()))
 
 
@@ -113,6 +114,13 @@ def summarise(
     table.insert(1, "low", table["mean"] - half)
     table.insert(2, "high", table["mean"] + half)
     return table.reset_index()
+
+
+def _text(value: Any) -> Any:
+    """Names may hold bytes that are no text; a table may not."""
+    if isinstance(value, list):
+        return [_text(one) for one in value]
+    return value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value
 
 
 def _parts(folder: Path) -> list[Path]:

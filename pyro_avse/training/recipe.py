@@ -165,7 +165,7 @@ def _read(name: str | Path) -> tuple[JSON, str]:
         path = Path(str(bundled))
     try:
         return tomllib.loads(path.read_text(encoding="utf-8")), str(path)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"{path}: not TOML: {error}") from None
 
 

@@ -13,10 +13,11 @@ from torch import nn
 from pyro_avse.errors import closest
 from pyro_avse.models import MODELS
 from pyro_avse.stft import STFT
-from pyro_avse.typing import InputError
+from pyro_avse.typing import JSON, InputError
 from pyro_avse.weights.cards import FOLDER, Card, load_cards
 from pyro_avse.weights.guides import load_guide, own_guide
-from pyro_avse.weights.tensors import load_state, load_tensors, save_tensors
+from pyro_avse.weights.headers import read_stft
+from pyro_avse.weights.tensors import Shapes, build, load_state, load_tensors, save_tensors
 
 
 def save_prior(path: Path, prior: nn.Module, stft: STFT, *, half: bool = False) -> None:
@@ -67,18 +68,33 @@ def _assemble(card: Card) -> tuple[nn.Module, STFT]:
 
 
 def _load_file(path: Path) -> tuple[nn.Module, STFT]:
-    tensors, header = load_tensors(path)
-    if header.get("model") not in MODELS:
-        raise InputError(
-            f"{path}: holds a model {header.get('model')!r}{closest(str(header.get('model')), MODELS)}"
-        )
-    try:
-        prior, stft = MODELS[header["model"]](**header["options"]), STFT(**header["stft"])
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise InputError(
-            f"{path}: its header fits no {header['model']} of this version ({error})"
-        ) from None
+    found: list[tuple[nn.Module, STFT]] = []
+    tensors, _ = load_tensors(
+        path, lambda header, shapes: found.append(_built(path, header, shapes))
+    )
+    ((prior, stft),) = found
     load_state(prior, tensors, path)
+    weight = tensors["mixing_weight"].float()
+    if not (weight >= 0).all() or abs(float(weight.sum()) - 1) > 0.01:
+        raise InputError(f"{path}: mixing_weight is {weight.tolist()}: expected shares of 1")
+    return prior, stft
+
+
+def _built(path: Path, header: JSON, shapes: Shapes) -> tuple[nn.Module, STFT]:
+    """The prior that a header describes, its numbers not yet the file's, and its STFT."""
+    name, options = header.get("model"), header.get("options")
+    if not isinstance(name, str) or name not in MODELS:
+        shown = repr(name)[:80]
+        raise InputError(f"{path}: holds a model {shown}{closest(str(name)[:80], MODELS)}")
+    if not isinstance(options, dict):
+        raise InputError(f"{path}: its header fits no {name} of this version (no options)")
+    prior = build(lambda: MODELS[name](**options), options, shapes, path, name)
+    stft = read_stft(path, header.get("stft"), name)
+    if prior.num_freqs != stft.n_fft // 2 + 1:
+        raise InputError(
+            f"{path}: its header says n_fft {stft.n_fft}, which has {stft.n_fft // 2 + 1} frequencies, its tensors "
+            f"have {prior.num_freqs}: copy it again, or train anew"
+        )
     return prior, stft
 
 

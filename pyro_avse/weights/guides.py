@@ -17,7 +17,7 @@ from pyro_avse.models.guide import NoisyGuide
 from pyro_avse.stft import STFT
 from pyro_avse.typing import JSON, InputError
 from pyro_avse.weights.cards import FOLDER
-from pyro_avse.weights.tensors import load_state, load_tensors, save_tensors
+from pyro_avse.weights.tensors import Shapes, build, load_state, load_tensors, save_tensors
 
 
 def fingerprint(prior: Any) -> int:
@@ -53,12 +53,7 @@ def own_guide(model: str | Path, *, causal: bool = False) -> Path | None:
 
 def read_guide(path: str | Path) -> tuple[dict[str, Tensor], JSON]:
     """Tensors and header of a guide's file. Raises InputError for another file."""
-    tensors, header = load_tensors(Path(path))
-    if "guide" not in header:
-        raise InputError(
-            f"{path}: holds {header.get('model', 'no model')}, no guide: give what pyro-avse train default/guide_... "
-            "wrote"
-        )
+    tensors, header = load_tensors(Path(path), lambda header, _: _check_kind(Path(path), header))
     return {name: t.float() for name, t in tensors.items()}, header
 
 
@@ -70,20 +65,13 @@ def load_guide(
     Raises:
         InputError: no guide of ours; of another prior, STFT or, where `causal` is given, kind.
     """
-    tensors, header = read_guide(path)
-    if header.get("stft") != asdict(stft):
-        raise InputError(
-            f"{path}: a guide at STFT {header.get('stft')}, the model has {asdict(stft)}: take the model's own guide"
-        )
-    if header.get("fingerprint") != fingerprint(prior):
-        raise InputError(
-            f"{path}: a guide of another {header.get('prior')} than this {type(prior).__name__}: a guide belongs to "
-            "the weights it was trained with, so train one for these (pyro-avse train), or go without"
-        )
-    try:
-        guide = NoisyGuide(prior, **header["guide"])
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{path}: its header fits no guide of this version ({error})") from None
+    found: list[NoisyGuide] = []
+
+    def check(header: JSON, shapes: Shapes) -> None:
+        found.append(_built(Path(path), header, shapes, prior, stft))
+
+    tensors, _ = load_tensors(Path(path), check)
+    (guide,) = found
     if causal is not None and guide.causal != causal:
         kind = "sees the past alone" if guide.causal else "sees all of a recording"
         raise InputError(
@@ -92,3 +80,30 @@ def load_guide(
     with torch.no_grad():
         load_state(guide, tensors, Path(path))
     return guide.to(prior.mixing_weight.device).eval().requires_grad_(False)
+
+
+def _built(path: Path, header: JSON, shapes: Shapes, prior: Any, stft: STFT) -> NoisyGuide:
+    """The guide that a header describes, its numbers not yet the file's."""
+    _check_kind(path, header)
+    if header.get("stft") != asdict(stft):
+        raise InputError(
+            f"{path}: a guide at STFT {header.get('stft')!s:.80}, the model has {asdict(stft)}: take the "
+            "model's own guide"
+        )
+    if header.get("fingerprint") != fingerprint(prior):
+        raise InputError(
+            f"{path}: a guide of another {header.get('prior')!s:.80} than this {type(prior).__name__}: a guide belongs "
+            "to the weights it was trained with, so train one for these (pyro-avse train), or go without"
+        )
+    options = header["guide"]
+    if not isinstance(options, dict):
+        raise InputError(f"{path}: its header fits no guide of this version ({options!r:.80})")
+    return build(lambda: NoisyGuide(prior, **options), options, shapes, path, "guide")
+
+
+def _check_kind(path: Path, header: JSON) -> None:
+    if "guide" not in header:
+        raise InputError(
+            f"{path}: holds {header.get('model', 'no model')!s:.80}, no guide: give what pyro-avse train "
+            "default/guide_... wrote"
+        )

@@ -16,16 +16,18 @@ Files are read by torch's weights-only loader, which builds tensors and containe
 
 import os
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pyro_avse.files import refuse_inputs
 from pyro_avse.models import MODELS
-from pyro_avse.stft import STFT
 from pyro_avse.typing import InputError
 from pyro_avse.weights.checkpoint import save_prior
+from pyro_avse.weights.headers import checked_stft
 
 
 def _linear(layers: dict[str, str]) -> dict[str, str]:
@@ -93,6 +95,7 @@ def import_weights(path: str | Path, out: str | Path, *, hop: int = 533) -> nn.M
     path, out = Path(path), Path(out)
     if out.suffix != ".safetensors":
         raise InputError(f"{out} is no .safetensors: weights are written as .safetensors")
+    refuse_inputs([out], {"the file that is read": path})
     theirs = _read(path)
     model = max(LAYOUTS, key=lambda model: len(LAYOUTS[model].keys() & theirs.keys()))
     names = LAYOUTS[model]
@@ -106,7 +109,7 @@ def import_weights(path: str | Path, out: str | Path, *, hop: int = 533) -> nn.M
         raise InputError(f"{path}: {what} {name!r}: not the {model} of the papers' codes")
     ours = {names[name]: _checked(tensor, name, path) for name, tensor in theirs.items()}
     options = {size: ours[name].shape[axis] for size, (name, axis) in SIZES.items() if name in ours}
-    stft = STFT(n_fft=2 * (options["num_freqs"] - 1), hop=hop)
+    stft = checked_stft(2 * (options["num_freqs"] - 1), hop)
     with torch.device("meta"):  # shapes without numbers
         expected = MODELS[model](**options).state_dict()
     for name, our_name in names.items():
@@ -127,6 +130,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     """The file's state dict, names without DataParallel's "module."."""
     if not os.path.isfile(path):
         raise InputError(f"{path}: no such file")
+    _check_size(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # what the loader stumbles on in broken bytes can be anything
@@ -150,14 +154,35 @@ def _read(path: Path) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
 
 
+def _check_size(path: Path) -> None:
+    """Refuse an archive that would unpack into far more than its bytes: torch.save stores tensors as they are."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(member.file_size for member in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return  # the loader says what is wrong with it
+    if unpacked > 2 * path.stat().st_size + 2**20:
+        raise InputError(
+            f"{path}: would unpack into {unpacked / 1e6:.0f} MB, which torch.save does not do: save the state dict "
+            "again"
+        )
+
+
 def _checked(tensor: Tensor, name: str, path: Path) -> Tensor:
     """In float32 and of our number of axes: their prior's (1, L) and () are (L,) and (1,) here."""
-    if not tensor.is_floating_point() or tensor.layout != torch.strided:
-        kind = f"{tensor.dtype}, {tensor.layout}".replace("torch.", "")
+    strange = tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_nested
+    if not tensor.is_floating_point() or strange:
+        kind = f"{tensor.dtype}, {tensor.layout}, {tensor.device}".replace("torch.", "")
         raise InputError(f"{path}: {name} is {kind}: expected dense floating-point numbers")
     if name.endswith(".weight") and (tensor.dim() != 2 or tensor.numel() == 0):
         raise InputError(
             f"{path}: {name} is {tuple(tensor.shape)}: expected a matrix, (outputs, inputs)"
+        )
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise InputError(
+            f"{path}: {name} is {tuple(tensor.shape)}, of fewer numbers: save a contiguous tensor"
         )
     tensor = tensor.detach().float()
     if not tensor.isfinite().all():

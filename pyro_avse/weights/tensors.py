@@ -1,12 +1,17 @@
 """Tensors and a JSON header in one safetensors file: what priors, guides and checkpoints are kept in.
 
-The header stands under one key, "pyro_avse": the order of several is not reproducible.
+The header stands under one key, "pyro_avse": the order of several is not reproducible. It may be anyone's: what it
+says is compared with the file's own list of shapes before a tensor is read or a network is built (`build`), so that a
+file takes no more memory than its bytes are worth.
 """
 
 import json
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -15,6 +20,8 @@ from pyro_avse.files import write_atomically
 from pyro_avse.typing import JSON, InputError
 
 HEADER = "pyro_avse"
+Shapes = dict[str, tuple[int, ...]]
+Module = TypeVar("Module", bound=nn.Module)
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], header: JSON) -> None:
@@ -26,8 +33,13 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], header: JSON) -> None:
     write_atomically(path, data)
 
 
-def load_tensors(path: Path) -> tuple[dict[str, Tensor], JSON]:
+def load_tensors(
+    path: Path, check: Callable[[JSON, Shapes], None] = lambda header, shapes: None
+) -> tuple[dict[str, Tensor], JSON]:
     """The tensors, on the CPU, and the JSON header of a file of `save_tensors`.
+
+    Args:
+        check: told the header and the tensors' shapes before a tensor is read; refuses by InputError.
 
     Raises:
         InputError: no such file; not safetensors, or cut short; or not one of ours.
@@ -36,32 +48,85 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], JSON]:
         raise InputError(f"{path}: no such weight file")
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+            names = list(file.keys())
+            header = _header(path, file.metadata() or {})
+            check(header, {name: tuple(file.get_slice(name).get_shape()) for name in names})
+            return {name: file.get_tensor(name) for name in names}, header
+    except InputError:
+        raise
+    except (SafetensorError, OSError, UnicodeEncodeError, RuntimeError, MemoryError) as error:
         raise InputError(
             f"{path}: not a whole safetensors file ({error}): copy it again, or train anew"
         ) from None
+
+
+def _header(path: Path, metadata: dict[str, str]) -> JSON:
     if HEADER not in metadata:
         raise InputError(f"{path}: safetensors, but without pyro_avse's header: not our weights")
     try:
         header = json.loads(metadata[HEADER])
-    except ValueError:
+    except (ValueError, RecursionError):
         header = None
     if not isinstance(header, dict):
         raise InputError(f"{path}: its header is no JSON object: copy it again, or train anew")
-    return tensors, header
+    return header
+
+
+def build(
+    make: Callable[[], Module], options: JSON, shapes: Shapes, path: Path, what: str
+) -> Module:
+    """The network that a header's options describe, once its shapes, made without numbers, are those of the file.
+
+    Raises:
+        InputError: options that make no such network; missing, unknown, misshapen or empty tensors, by name.
+    """
+    largest = max([len(shapes), *(size for shape in shapes.values() for size in shape)])
+    try:
+        for name, size in _sizes(options):
+            if size > largest:
+                raise InputError(f"{name} is {size:.6g}, no tensor of the file is as large")
+        with torch.device("meta"):
+            expected = {name: tuple(t.shape) for name, t in make().state_dict().items()}
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
+        reason = f"{str(error) or type(error).__name__:.200}".splitlines()[0]
+        raise InputError(f"{path}: its header fits no {what} of this version ({reason})") from None
+    compare_shapes(expected, shapes, path)
+    return make()
+
+
+def _sizes(options: JSON) -> Iterator[tuple[str, int]]:
+    """Every whole number of the options, and its name."""
+    for name, value in options.items():
+        if isinstance(value, dict):
+            yield from _sizes(value)
+        elif isinstance(value, int):
+            yield name, value
+
+
+def compare_shapes(expected: Shapes, found: Shapes, path: Path) -> None:
+    """Refuse missing, unknown, misshapen and empty tensors by name."""
+    for name in sorted(expected.keys() ^ found.keys()):
+        known = "lacks" if name in expected else "has an unknown tensor"
+        raise InputError(f"{path}: {known} {name!r}: weights of another model or version")
+    for name, shape in found.items():
+        if shape != expected[name]:
+            raise InputError(f"{path}: {name} is {shape}, this model's is {expected[name]}")
+        if 0 in shape:
+            raise InputError(f"{path}: {name} is {shape}, without numbers: no trained weights")
 
 
 def load_state(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
-    """Copy tensors into a module's state, refusing missing, unknown and misshapen ones by name."""
+    """Copy tensors into a module's state, refusing missing, unknown and misshapen ones, and no numbers, by name."""
     state = module.state_dict()
-    for name in sorted(state.keys() ^ tensors.keys()):
-        what = "lacks" if name in state else "has an unknown tensor"
-        raise InputError(f"{path}: {what} {name!r}: weights of another model or version")
+    compare_shapes(
+        {name: tuple(t.shape) for name, t in state.items()},
+        {name: tuple(t.shape) for name, t in tensors.items()},
+        path,
+    )
     for name, tensor in tensors.items():
-        if tensor.shape != state[name].shape:
-            raise InputError(
-                f"{path}: {name} is {tuple(tensor.shape)}, this model's is {tuple(state[name].shape)}"
-            )
+        if tensor.is_floating_point() != state[name].is_floating_point() or tensor.is_complex():
+            kinds = f"{tensor.dtype}, this model's is {state[name].dtype}".replace("torch.", "")
+            raise InputError(f"{path}: {name} is {kinds}: save it again")
+        if not tensor.isfinite().all():
+            raise InputError(f"{path}: {name} holds NaN or infinity: copy it again, or train anew")
         state[name].copy_(tensor)

@@ -4,6 +4,7 @@ Sound is decoded, and lips too; faces are looked for in videos, once (`watch_cac
 NTCD-TIMIT's .mat and of noisy mixtures only the header is read.
 """
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,7 +104,7 @@ def _lips_length(path: Path, fps: float | None) -> tuple[int, float]:
 def _check_mixtures(utterance: Utterance, seconds: float) -> Iterator[tuple[Path, str]]:
     for mixture in utterance.noisy:
         try:
-            lasts = soundfile.info(mixture.audio).duration
+            lasts = soundfile.info(os.fsencode(mixture.audio)).duration
         except soundfile.LibsndfileError as error:
             yield mixture.audio, f"cannot be read as sound ({error.error_string}): copy it again"
             continue

@@ -25,6 +25,7 @@ from pyro_avse.data.corpora.utterance import (
     Split,
     Utterance,
     walk,
+    walk_folders,
 )
 from pyro_avse.typing import InputError
 
@@ -130,9 +131,8 @@ def _splits(root: Path, known: Set[str]) -> tuple[dict[str, Split], list[Problem
     """The split of every known speaker, from the folders {train,dev,test}/SPEAKER anywhere below."""
     splits: dict[str, Split] = {}
     problems = []
-    for above, folders, _ in os.walk(root, followlinks=True):
+    for above, folders, _ in walk_folders(root):
         split = SPLIT_FOLDERS.get(os.path.basename(above))
-        folders.sort()  # and so the order of the walk
         if split is None:
             continue
         for speaker in (name for name in folders if name in known):

@@ -6,8 +6,8 @@ are: a sound file or the sound of a video; .npz, .npy or .mat of lips, or the vi
 
 import os
 import re
-import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,6 +26,10 @@ SPLIT_FOLDERS: dict[str, Split] = {
     "test": "test",
 }
 """The folders that say a split."""
+
+
+MOST_VISITS = 16
+"""To one folder, by links to it."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +77,10 @@ class Utterance:
         try:
             with np.load(self.lips, allow_pickle=False) as arrays:
                 return str(arrays["transcript"]) if "transcript" in arrays else None
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
-            return None  # `load_lips` says what is wrong with the file
+        except (
+            Exception
+        ):  # broken bytes can be anything: `load_lips` says what is wrong with the file
+            return None
 
 
 @dataclass(frozen=True)
@@ -101,10 +107,27 @@ class Corpus:
 
 
 def walk(root: Path) -> Iterator[Path]:
-    """Every file below `root`, sorted within folders; hidden files and folders are left out."""
+    """Every file below `root`, sorted within folders; what is hidden, and what is no file (a pipe), is left out."""
+    for folder, _, files in walk_folders(root):
+        for name in files:
+            if not name.startswith(".") and os.path.isfile(path := os.path.join(folder, name)):
+                yield Path(path)
+
+
+def walk_folders(root: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Every folder below `root`, the names of its folders and of its files, sorted; links are followed, not round and
+    round."""
+    visits: Counter[str] = Counter()
     for folder, folders, files in os.walk(root, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(folder, name) for name in sorted(files) if not name.startswith("."))
+        real = os.path.realpath(folder)
+        visits[real] += 1
+        within = os.path.realpath(os.path.dirname(folder)) + os.sep
+        round_again = within.startswith(real + os.sep) and folder != str(root)
+        if round_again or visits[real] > MOST_VISITS:
+            folders.clear()
+            continue
+        yield folder, folders, sorted(files)
 
 
 @dataclass

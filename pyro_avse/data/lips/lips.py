@@ -4,8 +4,8 @@ A frame is a grey 67 x 67 picture of the mouth, upright: (frame, row, column), u
 float32 in [0, 1].
 """
 
+import math
 import zipfile
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,8 @@ from pyro_avse.typing import InputError
 
 SIDE = 67
 """Rows, and columns, of a picture."""
+MOST_BYTES = 8 * 2**30
+"""Of lips in memory: five hours as uint8 at 100 frames a second."""
 PAPER_FPS = 30.0
 """Frame rate of the papers' column-major files, which do not say one."""
 
@@ -35,11 +37,10 @@ class Lips:
     """False for frames that show no mouth; None: all do."""
 
 
-def read_lips(path: Path, *, fps: float | None = None) -> Lips:
+def read_lips(path: Path, *, fps: float | None = None, longest: float | None = None) -> Lips:
     """Lip frames of .npz, .npy or .mat, as `load_lips` of pyro_avse.data.lips.open says. Raises InputError likewise."""
-    arrays = _read_mat(path) if path.suffix.lower() == ".mat" else _read(path)
-    if "lips" not in arrays:
-        raise InputError(f"{path} has keys {sorted(arrays)}, not 'lips': name the frames 'lips'")
+    size = Limit(path, fps, longest)
+    arrays = _read_mat(path, size) if path.suffix.lower() == ".mat" else _read(path, size)
     frames = arrays["lips"]
     if frames.ndim == 2 and frames.shape[0] == SIDE * SIDE:
         frames = frames.T.reshape(-1, SIDE, SIDE).swapaxes(1, 2)
@@ -51,6 +52,30 @@ def read_lips(path: Path, *, fps: float | None = None) -> Lips:
     if rate.size != 1 or rate.dtype.kind not in "fiu" or not 0 < rate.item() < np.inf:
         raise InputError(f"{path}: fps is {rate.tolist()}: give one positive number, such as 25")
     return Lips(frames, float(rate.item()))
+
+
+@dataclass(frozen=True)
+class Limit:
+    """How large an array of lips may be: told its shape, as a file's header says it, before its numbers are read."""
+
+    path: Path
+    fps: float | None
+    longest: float | None
+    """Seconds of the sound that they go with; None: not known."""
+
+    def __call__(self, shape: tuple[int, ...], dtype: np.dtype, fps: float | None) -> None:
+        """Raises InputError for another shape or kind, lips longer than the sound, and more than `MOST_BYTES`."""
+        columns = len(shape) == 2 and shape[0] == SIDE * SIDE
+        if not columns:
+            _check_kind(shape, dtype, self.path)
+        count, rate = shape[columns], self.fps or fps or (PAPER_FPS if columns else None)
+        if self.longest is not None and rate and 0 < rate < np.inf:
+            check_longest(count, rate, self.longest)
+        if math.prod(shape) * dtype.itemsize > MOST_BYTES:
+            raise InputError(
+                f"{self.path}: lips of shape {shape} take {math.prod(shape) * dtype.itemsize / 1e9:.0f} GB: cut the "
+                "recording into shorter ones"
+            )
 
 
 def lips_from_array(
@@ -99,6 +124,12 @@ def _shown(lips: Lips, times: Float[np.ndarray, "frame"]) -> Int[np.ndarray, "fr
     return np.clip(shown, 0, len(lips.frames) - 1)
 
 
+def check_longest(num_frames: int, fps: float, duration: float) -> None:
+    """Refuse lips that go on for more than 0.25 s after the sound."""
+    if num_frames / fps > duration + TOLERANCE + 1e-9:
+        check_length(num_frames, fps, duration)
+
+
 def check_length(num_frames: int, fps: float, duration: float) -> None:
     """Refuse lips that are not as long as the sound, up to 0.25 s."""
     seconds = num_frames / fps
@@ -114,11 +145,15 @@ def count_mat_frames(path: Path) -> int:
     return int(_mat_data(path, lambda data: data.shape[0]))
 
 
-def _read_mat(path: Path) -> dict[str, np.ndarray]:
+def _read_mat(path: Path, limit: Limit) -> dict[str, np.ndarray]:
     """Grey levels from NTCD-TIMIT's coefficients: each row an orthonormal 2-D DCT, column by column."""
     from scipy.fft import idctn
 
-    rows: np.ndarray = _mat_data(path, lambda data: data[()])
+    def read(data: Any) -> np.ndarray:
+        limit(data.shape[::-1], np.dtype(float), None)
+        return data[()]
+
+    rows: np.ndarray = _mat_data(path, read)
     grey = idctn(rows.reshape(-1, SIDE, SIDE).swapaxes(1, 2), axes=(1, 2), norm="ortho").round()
     if len(grey) and not (grey.min() >= 0 and grey.max() <= 255):  # also true for NaN
         raise InputError(
@@ -145,36 +180,79 @@ def _mat_data(path: Path, use: Callable[[Any], Any]) -> Any:
                     " of a 67x67 picture"
                 )
             return use(data)
-    except OSError as err:
+    except (OSError, RuntimeError, KeyError, ValueError, MemoryError) as err:
+        if isinstance(err, InputError):
+            raise
         raise InputError(
             f"{path} cannot be read as MATLAB 7.3 (HDF5): save it again with -v7.3, or the lips as .npz"
         ) from err
 
 
-def _read(path: Path) -> dict[str, np.ndarray]:
-    """The file's arrays by key; those of a .npy under 'lips'."""
+def _read(path: Path, limit: Limit) -> dict[str, np.ndarray]:
+    """The file's `lips` and `fps`; the array of a .npy as `lips`. Sizes are looked at before numbers are read."""
     try:
-        with path.open("rb") as file:  # np.load would leave a broken archive open
-            loaded = np.load(file, allow_pickle=False)
-            return {"lips": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
-    except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as err:
+        with path.open("rb") as file:
+            if file.read(2) != b"PK":
+                mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+                limit(mapped.shape, mapped.dtype, None)
+                return {"lips": np.array(mapped)}
+            with zipfile.ZipFile(file) as archive:
+                return _read_archive(path, archive, limit)
+    except InputError:
+        raise
+    except Exception as err:  # what numpy and zipfile stumble on in broken bytes can be anything
         reason = str(err).splitlines()[0] if str(err) else type(err).__name__
         raise InputError(
             f"{path} cannot be read as .npz or .npy ({reason}): save the lips with numpy.savez"
         ) from err
 
 
+def _read_archive(path: Path, archive: zipfile.ZipFile, limit: Limit) -> dict[str, np.ndarray]:
+    keys = [name.removesuffix(".npy") for name in archive.namelist()]
+    if "lips" not in keys:
+        raise InputError(f"{path} has keys {sorted(keys)}, not 'lips': name the frames 'lips'")
+    found: dict[str, np.ndarray] = {}
+    for key in ("fps", "lips"):
+        if key not in keys:
+            continue
+        name = f"{key}.npy" if f"{key}.npy" in archive.namelist() else key
+        with archive.open(name) as member:
+            shape, dtype = _header(member)
+        if key == "lips":
+            rate = found.get("fps")
+            known = rate is not None and rate.size == 1 and rate.dtype.kind in "fiu"
+            limit(shape, dtype, float(rate.item()) if known and rate is not None else None)
+        elif math.prod(shape) > 1000:
+            raise InputError(f"{path}: fps has shape {shape}: give one positive number, such as 25")
+        with archive.open(name) as member:
+            found[key] = np.lib.format.read_array(member, allow_pickle=False)
+    return found
+
+
+def _header(file: Any) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and dtype of an array in numpy's format. Raises ValueError for another."""
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format
+    header = read.read_array_header_1_0 if version == (1, 0) else read.read_array_header_2_0
+    shape, _, dtype = header(file)
+    return shape, dtype
+
+
+def _check_kind(shape: tuple[int, ...], dtype: np.dtype, path: Path | str) -> None:
+    if len(shape) != 3 or shape[1:] != (SIDE, SIDE):
+        raise InputError(
+            f"{path}: lips has shape {shape}: give (frame, 67, 67), or (4489, frame) with each column a picture "
+            "flattened column by column"
+        )
+    if shape[0] == 0:
+        raise InputError(f"{path}: lips has no frames: give at least one")
+    if dtype.kind not in "fiu":
+        raise InputError(f"{path}: lips is {dtype}: give uint8, or floating point in [0, 1]")
+
+
 def _checked(frames: np.ndarray, path: Path | str) -> Shaped[np.ndarray, "frame 67 67"]:
     """Contiguous uint8 or float32 frames in range, or InputError."""
-    if frames.ndim != 3 or frames.shape[1:] != (SIDE, SIDE):
-        raise InputError(
-            f"{path}: lips has shape {frames.shape}: give (frame, 67, 67), or (4489, frame) with"
-            " each column a picture flattened column by column"
-        )
-    if len(frames) == 0:
-        raise InputError(f"{path}: lips has no frames: give at least one")
-    if frames.dtype.kind not in "fiu":
-        raise InputError(f"{path}: lips is {frames.dtype}: give uint8, or floating point in [0, 1]")
+    _check_kind(frames.shape, frames.dtype, path)
     low, high = frames.min(), frames.max()
     if frames.dtype.kind == "f":
         if not (low >= 0 and high <= 1):  # also false for NaN

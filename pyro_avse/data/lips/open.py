@@ -8,8 +8,12 @@ from pyro_avse.files import VIDEOS
 from pyro_avse.typing import InputError
 
 
-def load_lips(path: str | os.PathLike[str], *, fps: float | None = None) -> Lips:
+def load_lips(
+    path: str | os.PathLike[str], *, fps: float | None = None, longest: float | None = None
+) -> Lips:
     """Read lip frames from .npz, .npy, .mat or a video; `fps` overrides what the file says.
+
+    `longest`: seconds of the sound that they go with; arrays that are longer are refused by their header, unread.
 
     .npz: keys `lips` (frame, 67, 67) and `fps`. .npy: (frame, 67, 67), where `fps` must be given,
     or the papers' (4489, frame), each column a picture flattened column by column, at 30 fps.
@@ -27,4 +31,4 @@ def load_lips(path: str | os.PathLike[str], *, fps: float | None = None) -> Lips
 
         seen = watch_cached(path)
         return seen if fps is None else lips_from_array(seen.frames, fps)
-    return read_lips(path, fps=fps)
+    return read_lips(path, fps=fps, longest=longest)

@@ -29,7 +29,7 @@ from pyro_avse.data.lips.face import (
 )
 from pyro_avse.data.lips.lips import SIDE, Lips, read_lips
 from pyro_avse.data.media.video import Timing, read_pictures, time_pictures
-from pyro_avse.files import beside, check_place, write_atomically
+from pyro_avse.files import beside, check_place, remove_litter, write_atomically
 from pyro_avse.typing import InputError
 
 VERSION = 1
@@ -162,6 +162,7 @@ def watch_cached(path: Path) -> Lips:
 
     with contextlib.suppress(OSError, InputError):
         folder.mkdir(parents=True, exist_ok=True)
+        remove_litter(folder)
         beside(kept, write)
     return lips
 

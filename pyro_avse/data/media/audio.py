@@ -29,6 +29,10 @@ SHORTEST = 1024 / SAMPLE_RATE
 """One STFT window, in seconds."""
 
 
+MOST_BLOCKS = 100_000
+"""Of a recording: a month in blocks of 30 s."""
+
+
 @dataclass(frozen=True)
 class Audio:
     """A waveform as the models want it, and what `restore` needs to give it back."""
@@ -97,7 +101,7 @@ def load_audio(
         raise InputError(f"{path} has one sound track, not {track}: tracks are of videos")
     try:
         with _opened(path) as file:
-            samples, sample_rate = file.read(dtype="float64", always_2d=True), file.samplerate
+            samples, sample_rate = _read_whole(file, path), file.samplerate
     except InputError as refusal:
         return _decoded(path, channel, track, refusal)
     choice = choose([samples], sample_rate, samples.shape[1], channel, str(path))
@@ -194,7 +198,7 @@ def restore(
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[soundfile.SoundFile]:
     try:
-        with soundfile.SoundFile(path) as file:
+        with soundfile.SoundFile(os.fsencode(path)) as file:  # a name may be no text
             yield file
     except soundfile.LibsndfileError as err:
         raise InputError(
@@ -216,6 +220,10 @@ def _spans(
             f"blocks of {seconds:g} s that share {overlap:g} s: give {3 * overlap:g} s or more"
         )
     count = max(1, -((shared - total) // (longest - shared)))
+    if count > MOST_BLOCKS:
+        raise InputError(
+            f"the recording says it lasts {num_samples / sample_rate / 86400:.0f} days: check the file"
+        )
     starts = [k * (total - shared) // count * tick for k in range(count)]
     ends = [start + shared * tick for start in starts[1:]]
     return list(zip(starts, [*ends, num_samples], strict=True))
@@ -282,6 +290,15 @@ def _silent(name: str | Path, num_samples: int) -> InputError:
 def _check_band(peak_left: float, name: str | Path) -> None:
     if peak_left < 1e-4:
         raise InputError(f"{name} holds nothing under 8 kHz, where speech is: check the recording")
+
+
+def _read_whole(file: soundfile.SoundFile, path: Path) -> Float[np.ndarray, "sample channel"]:
+    try:
+        return file.read(dtype="float64", always_2d=True)
+    except MemoryError:
+        raise InputError(
+            f"{path} says it lasts {file.frames / file.samplerate:.0f} s, more than memory holds: check it, or cut it"
+        ) from None
 
 
 def _decoded(

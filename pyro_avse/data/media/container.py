@@ -1,5 +1,6 @@
 """Files of PyAV (FFmpeg): opened, their streams, what those decode to; damage is refused with its second."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -33,7 +34,9 @@ def opened(path: Path) -> Any:
     if path.is_dir():
         raise InputError(f"{path} is a folder: name one video in it")
     try:
-        return av.open(str(path), metadata_errors="replace")
+        return av.open(
+            os.path.abspath(path), metadata_errors="replace"
+        )  # a name with a colon is no address
     except (av.FFmpegError, OSError) as error:
         reason = error.strerror or type(error).__name__
         cure = (

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -10,7 +10,7 @@ import numpy as np
 import soundfile
 from jaxtyping import Float
 
-from pyro_avse.files import beside, check_place
+from pyro_avse.files import beside, check_place, refused
 from pyro_avse.typing import InputError
 
 SUBTYPES = {"WAV": "FLOAT", "FLAC": "PCM_24"}
@@ -54,14 +54,15 @@ def save_together(
         with contextlib.ExitStack() as files:
             opened = []
             for path, part in zip(paths, parts, strict=True):
-                opened.append(files.enter_context(_created(part, Path(path), sample_rate)))
+                opened.append(_created(files, part, Path(path), sample_rate))
             for together in pieces:
-                for path, file, piece in zip(paths, opened, together, strict=True):
+                for path, (said, file), piece in zip(paths, opened, together, strict=True):
                     if not np.isfinite(piece).all():
                         raise InputError(
                             f"{path} not written: the waveform holds NaN or infinite samples"
                         )
-                    file.write(piece)
+                    with said():
+                        file.write(piece)
         for part in parts:
             with part.open("r+b") as written:
                 _forget_time(written)
@@ -81,9 +82,59 @@ def save_together(
     except soundfile.LibsndfileError as err:
         names = " and ".join(map(str, paths))
         raise InputError(
-            f"{names} cannot hold {sample_rate} Hz mono, or the disk is full ({err.error_string}): write .wav or"
-            " .flac, or elsewhere"
+            f"{names} cannot hold {sample_rate} Hz mono ({err.error_string}): write .wav or .flac"
         ) from err
+
+
+class _Disk:
+    """A file to write to that keeps why a write failed: libsndfile says "System error" of all, and goes on after some.
+
+    Raises InputError with the disk's reason, or what interrupted the write, on leaving it and on leaving `said()`.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], part: Path) -> None:
+        self.path, self.file = Path(path), part.open("wb", buffering=0)
+        self.failure: BaseException | None = None
+
+    def write(self, data: bytes) -> int:
+        """Called by libsndfile, through which nothing can be raised."""
+        left = memoryview(data)
+        try:
+            while left and self.failure is None:
+                left = left[self.file.write(left) :]
+        except BaseException as error:
+            self.failure = error
+        return len(data) - len(left)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return self.file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self.file.tell()
+
+    @contextlib.contextmanager
+    def said(self) -> Iterator[None]:
+        """Why it failed, in place of what libsndfile made of it."""
+        try:
+            yield
+        except (soundfile.LibsndfileError, AssertionError):
+            if self.failure is None:
+                raise
+        self._raise()
+
+    def _raise(self) -> None:
+        failure, self.failure = self.failure, None
+        if isinstance(failure, OSError):
+            raise refused(self.path, failure)
+        if failure is not None:
+            raise failure
+
+    def __enter__(self) -> "_Disk":
+        return self
+
+    def __exit__(self, *reason: object) -> None:
+        self.file.close()
+        self._raise()
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
@@ -96,15 +147,19 @@ def check_writable(path: str | os.PathLike[str]) -> None:
     check_place(Path(path))
 
 
-def _created(part: Path, path: Path, sample_rate: int) -> Any:
-    """A new mono file with `write`, of the format that `path` names."""
+def _created(
+    files: contextlib.ExitStack, part: Path, path: Path, sample_rate: int
+) -> tuple[Callable[[], contextlib.AbstractContextManager[None]], Any]:
+    """A new mono file with `write`, of the format that `path` names, and what a write stands under."""
     if path.suffix.lower() in ENCODED:
         from pyro_avse.data.media.encoding import EncodedFile  # PyAV takes a while to load
 
-        return EncodedFile(part, path.suffix.lower(), sample_rate)
+        encoded = EncodedFile(part, path.suffix.lower(), sample_rate)
+        return contextlib.nullcontext, files.enter_context(encoded)
     form = _format(path)
-    options = {"subtype": SUBTYPES.get(form), "format": form}
-    return soundfile.SoundFile(part, "x", sample_rate, 1, **options)
+    disk = files.enter_context(_Disk(path, part))
+    sound = soundfile.SoundFile(disk, "w", sample_rate, 1, subtype=SUBTYPES.get(form), format=form)
+    return disk.said, files.enter_context(sound)
 
 
 def _forget_time(file: BinaryIO) -> None:
