@@ -17,7 +17,7 @@ from pyro_avse import enhance_file
 from pyro_avse.cli import main
 from pyro_avse.enhancement.enhancer import Enhancer
 from pyro_avse.enhancement.find import build_scheme, find_kernel, find_scheme
-from pyro_avse.inference import LDEM
+from pyro_avse.inference import LDEM, Guided
 from pyro_avse.models import MODELS
 from pyro_avse.models.nmf_noise import NOISE_MODELS, NoiseModel
 from pyro_avse.plots import shade_disagreement
@@ -91,7 +91,7 @@ def test_a_file_in_a_file_out(noisy: Path) -> None:
     assert row["files"] == {"speech": "s.wav", "noise": "n.wav"}
     assert lines == [f"{noisy}: 2.00 s with a_vae and guided"]
     prior, stft = pyro_avse.load("a_vae")
-    expected = Enhancer(prior, LDEM(**QUICK), stft=stft)(read(noisy))  # type: ignore[arg-type]
+    expected = Enhancer(prior, Guided(**QUICK), stft=stft)(read(noisy))  # type: ignore[arg-type]
     np.testing.assert_array_equal(read(Path("s.wav")), expected.speech)
     np.testing.assert_allclose(read(Path("s.wav")) + read(Path("n.wav")), read(noisy), atol=1e-6)
     assert abs(read(Path("n.wav")).mean() - 0.1) < 0.01  # the offset is noise
