@@ -31,7 +31,7 @@ from typing import Any
 import av
 import numpy as np
 import torch
-from fuzz_seeds import INSIDE, make_seeds, mutate, mutate_inside
+from fuzz_files import INSIDE, make_seeds, mutate, mutate_inside
 
 import pyro_avse
 from pyro_avse.data.lips.watch import watch
