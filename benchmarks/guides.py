@@ -80,7 +80,7 @@ def main() -> None:
 
 
 def table_of_schemes(args: argparse.Namespace, model: str) -> Iterator[dict[str, Any]]:
-    cases = recordings(args)
+    cases = recordings(args, model)
     yield scored(args, cases, "recording", lambda case, mixture: mixture)
     yield scored(args, cases, "guide alone", alone(model))
     for name in args.schemes:
@@ -91,7 +91,7 @@ def table_of_schemes(args: argparse.Namespace, model: str) -> Iterator[dict[str,
 
 
 def table_of_draws(args: argparse.Namespace, model: str) -> Iterator[dict[str, Any]]:
-    cases = recordings(args)
+    cases = recordings(args, model)
     for guide in (None, "own"):
         worth, accepted = [], []
         for case in cases:
@@ -138,7 +138,7 @@ def table_of_lips(args: argparse.Namespace, model: str) -> Iterator[dict[str, An
 
 
 def table_of_minutes(args: argparse.Namespace, model: str) -> Iterator[dict[str, Any]]:
-    cases = recordings(args)
+    cases = recordings(args, model)
     for guide in args.guides:
         yield scored(args, cases, f"{guide} alone", alone(model, guide))
         yield scored(args, cases, f"{guide} in guided", enhanced(model, "guided", guide))
@@ -158,7 +158,7 @@ def table_of_live(args: argparse.Namespace, model: str) -> Iterator[dict[str, An
         heard = np.concatenate([*(stream.push(block) for block in blocks), stream.flush()])
         return heard[-len(mixture) :]
 
-    cases = [case for case in recordings(args) if case.kind == "near"]
+    cases = [case for case in recordings(args, model) if case.kind == "near"]
     yield scored(args, cases, "the whole recording", enhanced(model, "guided", "own"))
     yield scored(args, cases, "live", live)
 
@@ -166,12 +166,13 @@ def table_of_live(args: argparse.Namespace, model: str) -> Iterator[dict[str, An
 # --- what is scored -------------------------------------------------------------------------------------------------
 
 
-def recordings(args: argparse.Namespace) -> list[Case]:
+def recordings(args: argparse.Namespace, model: str) -> list[Case]:
+    needed = load_prior(model, guide=None)[0].requires_lips
     return [
         case
         for kind in args.kinds
         for n, case in enumerate(KINDS[kind](args))
-        if n % args.every == args.every // 2
+        if n % args.every == args.every // 2 and (not needed or pictures(case) is not None)
     ]
 
 

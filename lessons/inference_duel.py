@@ -55,7 +55,8 @@ from jaxtyping import Complex, Float
 from pyro.infer import TraceEnum_ELBO
 from torch import Tensor, nn
 
-from pyro_avse.inference import KERNELS, SCHEMES, DualAveraging, Gibbs, run_chains
+from pyro_avse import inference
+from pyro_avse.inference import KERNELS, DualAveraging, Gibbs, run_chains
 from pyro_avse.inference.adaptation import can_adapt
 from pyro_avse.inference.em import observe
 from pyro_avse.inference.independence import guide_proposal
@@ -64,7 +65,8 @@ from pyro_avse.models import AVAE, MINVAEv2
 from pyro_avse.models.nmf_noise import NoiseModel
 
 FREQS = 24
-NO_MODEL = NoiseModel(rank=1, smoothness=0.0, gain="none", response=0, stationary=False)
+SCHEMES = {k: v for k, v in inference.SCHEMES.items() if k != "guided"}  # that has no guide here
+NO_MODEL = NoiseModel(rank=1, smoothness=0.0, gain="none", response=0, start="mixture")
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,7 @@ def test_compare_of_the_bundled_clip(run: Run) -> None:
         ("compare noisy.wav --kernels ,", "give one name or more"),
         ("compare noisy.wav --settings x", "--settings is no JSON"),
         ('compare noisy.wav --settings {"nuts":{}}', "--settings for 'nuts', which is no scheme"),
-        ('diagnose noisy.wav --settings {"ldem":{"rnak":3}}', "ldem has no setting 'rnak'"),
+        ('diagnose noisy.wav --settings {"guided":{"rnak":3}}', "guided has no setting 'rnak'"),
         ("diagnose noisy.wav --inference nuts", "nuts has no kernel to diagnose: take vem, coll"),
         ("compare noisy.wav --html none/x.html", "make the folder none first"),
         ("compare noisy.wav --chains 1", "'--chains'"),

@@ -49,6 +49,7 @@ def test_the_same_seed_draws_the_same_noise_and_another_seed_another() -> None:
 def test_a_rumble_falls_above_its_cutoff_and_lines_lie_at_multiples_of_the_pitch() -> None:
     of_kind = {k: torch.full((3, 5), k) for k in (1, 2)}
     quiet = {"swing": torch.zeros(3, 5), "bursty": torch.zeros(3, 5), "rough": torch.zeros(3, 5)}
+    quiet["background"] = torch.full((3,), -400.0)
     smooth = {"a": torch.zeros(3, 5, 24), "tilt": torch.zeros(3, 5), "e": torch.zeros(3, 5, FREQS)}
     rumble = conditioned(kind=of_kind[1], cutoff=torch.full((3, 5), 0.5), **quiet, **smooth)
     octave = 10 * (rumble[..., 16] / rumble[..., 32]).log10()  # 2000 against 4000 Hz

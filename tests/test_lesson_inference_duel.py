@@ -23,7 +23,7 @@ from lessons.inference_duel import (
     train,
 )
 from pyro_avse.errors import InputError
-from pyro_avse.inference import KERNELS, SCHEMES
+from pyro_avse.inference import KERNELS
 from pyro_avse.models.noisy_speech import noisy_speech
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -188,12 +188,14 @@ SHORT: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", lesson.SCHEMES)
 def test_every_scheme_answers_with_the_noise_that_is_known(
     scheme: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     frame, seen = a_frame("min_vae_v2", 4), []
-    kind: Callable[..., Any] = SCHEMES["mcem" if scheme in ("nuts", "auto_normal") else scheme]
+    kind: Callable[..., Any] = lesson.SCHEMES[
+        "mcem" if scheme in ("nuts", "auto_normal") else scheme
+    ]
     finish = kind.finish  # type: ignore[attr-defined]
 
     def watched(self: Any, observation: Any, state: Any, *, rng: torch.Generator) -> Any:

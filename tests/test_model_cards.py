@@ -47,7 +47,8 @@ def lone_files(folder: Path, cards: dict[str, Any]) -> set[str]:
     """Files without their card, and cards without their file: what is assembled has none."""
     expected = {f"{name}.json" for name in cards}
     expected |= {f"{name}.safetensors" for name, card in cards.items() if "parts" not in card}
-    return {path.name for path in folder.iterdir()} ^ expected
+    guides = {f"{name}.{kind}.safetensors" for name in cards for kind in ("guide", "live")}
+    return {path.name for path in folder.iterdir() if path.name not in guides} ^ expected
 
 
 def test_every_file_has_its_card_and_every_card_its_file() -> None:
@@ -207,7 +208,8 @@ def test_vae_mm_comes_out_of_the_bundle(tmp_path: Path) -> None:
     assert all(torch.equal(state[name], t) for name, t in expected.state_dict().items())
     assert all(p.dtype == torch.float32 and not p.requires_grad for p in found.parameters())
     assert not found.training
-    assert weight_files("vae_mm") == [find_weights("a_vae"), find_weights("av_vae")]
+    parts = [find_weights("a_vae"), find_weights("av_vae")]
+    assert weight_files("vae_mm") == [*parts, FOLDER / "vae_mm.guide.safetensors"]
     digests = {_model(name)["digest"] for name in ("vae_mm", "a_vae", "av_vae")}
     assert _model("vae_mm")["weights"] == "vae_mm"
     assert len(digests) == 3

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from pyro_avse.models import MODELS
-from pyro_avse.training.recipe import Recipe, load_recipe, recipes, split_source
+from pyro_avse.models.guide import NoisyGuide
+from pyro_avse.training.recipe import GuideRecipe, Recipe, load_recipe, recipes, split_source
 from pyro_avse.training.stages import build_prior
 from pyro_avse.typing import InputError
 
@@ -15,6 +16,10 @@ from pyro_avse.typing import InputError
 def test_bundled_recipes_parse(name: str) -> None:
     """Every bundled recipe is of a known model, whose networks are those that it starts from weights."""
     loaded = load_recipe(name)
+    if isinstance(loaded, GuideRecipe):
+        assert loaded.prior in MODELS
+        NoisyGuide(MODELS[loaded.prior](), **loaded.options)
+        return
     stages = {"": loaded} if isinstance(loaded, Recipe) else loaded
     for recipe in stages.values():
         networks = dict(MODELS[recipe.model](**recipe.options).named_modules())
