@@ -10,6 +10,7 @@ from pyro import poutine
 from torch import Tensor
 
 from lessons.inference_duel import (
+    SCHEMES,
     Answer,
     Frame,
     average,
@@ -188,14 +189,12 @@ SHORT: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("scheme", lesson.SCHEMES)
+@pytest.mark.parametrize("scheme", SCHEMES)
 def test_every_scheme_answers_with_the_noise_that_is_known(
     scheme: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     frame, seen = a_frame("min_vae_v2", 4), []
-    kind: Callable[..., Any] = lesson.SCHEMES[
-        "mcem" if scheme in ("nuts", "auto_normal") else scheme
-    ]
+    kind: Callable[..., Any] = SCHEMES["mcem" if scheme in ("nuts", "auto_normal") else scheme]
     finish = kind.finish  # type: ignore[attr-defined]
 
     def watched(self: Any, observation: Any, state: Any, *, rng: torch.Generator) -> Any:
