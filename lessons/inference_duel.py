@@ -202,7 +202,7 @@ def run_scheme(name: str, frame: Frame, seed: int = 0, **settings: Any) -> tuple
         "noise": NO_MODEL,
         "mixing_weight": tuple(frame.prior.mixing_weight.tolist()),
     }
-    own = {"mcem": SCHEMES["mcem"](**held)} if name in ("nuts", "auto_normal") else held  # type: ignore[arg-type]
+    own = {"mcem": SCHEMES["mcem"](**held)} if name in ("nuts", "auto_normal") else held
     scheme = known_noise(SCHEMES[name](**own | settings), frame.noise)
     began = time.process_time()
     found = scheme(frame.prior, frame.x, frame.lips, seed=seed)

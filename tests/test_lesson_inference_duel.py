@@ -33,7 +33,7 @@ NAMES = ["a_vae", "min_vae_v2"]
 
 def a_frame(name: str, seed: int = 0) -> Frame:
     """A prior that is not trained, but whose code matters."""
-    prior = small_prior(name, seed).double()
+    prior: Any = small_prior(name, seed).double()
     rng = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in prior.decoder.parameters():
@@ -176,6 +176,7 @@ def test_vem_is_itself_by_quadrature() -> None:
     assert (found.speech - expected.speech).norm() / expected.speech.norm() < 0.05
     assert ((found.z - expected.z) / expected.spread).norm() < 0.25
     truth, _, _ = quadrature(frame)
+    assert truth.spread is not None
     assert expected.spread.norm() < truth.spread.norm()  # it is too sure
 
 
