@@ -6,34 +6,31 @@ learned from draws what comes of that, but knows this recording's noise less wel
 
     log f(z_n) = (1 - w) log p(x_n, z_n) + w log q(z_n),   q(z_n) = sum_k r_nk q(z_n | alpha_n = k)
 
-the geometric mean of the two, with `guide_share` w: 0 is the posterior of `ldem`, 1 the guide alone. (A logarithmic
-opinion pool [Genest and Zidek 1986]; the likelihood to a power below one is a power posterior [Grünwald 2012].) r is
-the model's at the draws, W H, g and a are fitted as ever. In the end both have a Wiener filter: the model's (S20), by
-the noise that was fitted here, and the guide's, by the noise that it hears. Speech is between them too, in decibels:
+the geometric mean of the two (`Bridge`), with `guide_share` w: 0 is the posterior of `ldem`, 1 the guide alone. (A
+logarithmic opinion pool [Genest and Zidek 1986]; the likelihood to a power below one is a power posterior [Grünwald
+2012].) r is the model's at the draws, W H, g and a are fitted as ever. In the end both have a Wiener filter: the
+model's (S20), by the noise that was fitted here, and the guide's, by the noise that it hears. Speech is between them
+too, in decibels:
 
     s_n = G_guide^v G_model^(1-v) x_n,   with `filter_share` v
 
 Chains that start at the guide's codes have arrived: two chains and two thirds of the iterations do. When to use it: the
-default of `enhance` where the prior has a guide. Without one it is `ldem`, with whatever was changed in the settings
-here.
+default of `enhance` where the prior has a guide. Where there is none `otherwise` runs: `ldem`.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
-from pyro_avse.distributions import unchecked_normal
+from pyro_avse.inference.bridge import Bridge
 from pyro_avse.inference.em import Observation
-from pyro_avse.inference.gradient import value_and_grad
 from pyro_avse.inference.guess import guessed_gain
 from pyro_avse.inference.ldem import LDEM
 from pyro_avse.inference.monte_carlo import MCEMState
 from pyro_avse.inference.run import unchecked
-from pyro_avse.inference.target import CollapsedTarget, Quadratic, log_sum_of_components
-from pyro_avse.typing import Codes, Guess, InputError, Separation, Target
+from pyro_avse.inference.target import CollapsedTarget
+from pyro_avse.typing import InputError, Separation, Target
 
 
 @dataclass(frozen=True)
@@ -43,6 +40,7 @@ class Guided(LDEM):
     Attributes:
         guide_share, filter_share: w and v, from 0 to 1.
         iterations, first_warmup, warmup, draws, final_warmup, final_draws, chains: as in `LDEM`, fewer.
+        otherwise: what runs where there is no guide.
 
     Raises:
         InputError: another share; a `total_variation`, under which a guide of frames has no place.
@@ -58,6 +56,7 @@ class Guided(LDEM):
     chains: int = 2
     guide_share: float = 0.3
     filter_share: float = 0.4
+    otherwise: LDEM = field(default_factory=LDEM)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -73,23 +72,14 @@ class Guided(LDEM):
             )
 
     def given(self, observation: Observation) -> LDEM:
-        """This, or without a guide `ldem`."""
-        return self if observation.guess is not None else self.without_guide()
-
-    def without_guide(self) -> LDEM:
-        """`ldem` with the settings that differ from the defaults here."""
-        changed = {
-            name: getattr(self, name)
-            for name in LDEM.__dataclass_fields__
-            if repr(getattr(self, name)) != repr(getattr(Guided(), name))
-        }
-        return LDEM(**changed)
+        """This, or without a guide `otherwise`."""
+        return self if observation.guess is not None else self.otherwise
 
     def sampled(self, observation: Observation, target: CollapsedTarget) -> Target:
         """f, where there is a guide."""
         if observation.guess is None:
             return target
-        return Between.of(target, observation.guess, self.guide_share)
+        return Bridge.guided(target, observation.guess, 1 - self.guide_share)
 
     @unchecked
     def finish(
@@ -105,32 +95,3 @@ class Guided(LDEM):
         )
         gain = guessed_gain(guess, observation.prior, observation.v).pow(self.filter_share)
         return replace(found, speech=gain * model.pow(1 - self.filter_share) * x)
-
-
-@dataclass(frozen=True)
-class Between:
-    """f of every frame."""
-
-    target: CollapsedTarget
-    guide: Quadratic
-    """log r_nk + log q(z_n | k), components first."""
-    share: float
-    event_dim: int = 1
-
-    @classmethod
-    def of(cls, target: CollapsedTarget, guess: Guess, share: float) -> "Between":
-        mean, scale = (t[:, None] for t in (guess.codes.mean, guess.codes.stddev))  # for chains
-        q = unchecked_normal(mean, scale)
-        return cls(target, Quadratic.of(q, guess.responsibilities), share)
-
-    def log_density(self, z: Codes) -> Float[Tensor, "chain *utterance frame"]:
-        guide = log_sum_of_components(self.guide.log_prob(z))
-        return (1 - self.share) * self.target.log_density(z) + self.share * guide
-
-    def value_and_grad(self, z: Codes) -> tuple[Float[Tensor, "chain *utterance frame"], Codes]:
-        value, slope = value_and_grad(self.target, z)
-        log_q = self.guide.log_prob(z)
-        log_sum = log_sum_of_components(log_q)
-        score = ((log_q - log_sum).exp()[..., None] * self.guide.score(z)).sum(0)
-        value = (1 - self.share) * value + self.share * log_sum
-        return value, (1 - self.share) * slope + self.share * score

@@ -1,5 +1,6 @@
 """Langevin EM under a guide: what its chains sample, and what it is without one."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,11 +9,13 @@ from pyro.distributions import Independent, MixtureSameFamily, Normal
 from torch import Tensor
 from torch.distributions import Categorical
 
+from pyro_avse.enhancement.find import build_scheme
 from pyro_avse.inference import run_chains
+from pyro_avse.inference.bridge import Bridge
 from pyro_avse.inference.em import observe
 from pyro_avse.inference.gradient import value_and_grad
 from pyro_avse.inference.guess import guessed_gain
-from pyro_avse.inference.guided import Between, Guided
+from pyro_avse.inference.guided import Guided
 from pyro_avse.inference.ldem import LDEM
 from pyro_avse.inference.mala import MALA
 from pyro_avse.inference.mcem import MCEM
@@ -45,7 +48,7 @@ def seen(small_prior: Any, random_power: Any, random_lips: Any) -> Any:
 def test_chains_sample_the_geometric_mean(name: str, share: float, seen: Any) -> None:
     """Its density by torch's mixture of Normals, its gradient by autograd; its ends are the posterior and the guide."""
     target, guess = seen(name)
-    between = Between.of(target, guess, share)
+    between = Bridge.guided(target, guess, 1 - share)
     z = torch.randn(4, FRAMES, 2)
     q = MixtureSameFamily(
         Categorical(guess.responsibilities.movedim(0, -1)),
@@ -64,7 +67,7 @@ def test_of_two_gaussians_it_is_the_gaussian_between(seen: Any) -> None:
     """Exact chains on it: precisions add up by their shares. Means of 4000 draws, 5 standard errors: a false alarm in
     2e5; the twin with the shares changed over is far away.
     """
-    target, guess = seen("a_vae")
+    _, guess = seen("a_vae")
 
     class Gaussian:
         event_dim = 1
@@ -75,7 +78,7 @@ def test_of_two_gaussians_it_is_the_gaussian_between(seen: Any) -> None:
     share = 0.2
     draws = {}
     for w in (share, 1 - share):
-        between = Between(Gaussian(), Between.of(target, guess, w).guide, w)
+        between = Bridge.guided(Gaussian(), guess, 1 - w)
         start = torch.zeros(40, FRAMES, 2)
         draws[w] = run_chains(
             MALA(step_size=0.5), between, start, draws=200, warmup=100, thin=2
@@ -87,13 +90,19 @@ def test_of_two_gaussians_it_is_the_gaussian_between(seen: Any) -> None:
     assert away[share].max() < 0.08 < away[1 - share].max()
 
 
-def test_without_a_guide_it_is_ldem_with_what_was_changed(seen: Any) -> None:
+def test_without_a_guide_it_is_ldem_with_the_settings_that_were_given(seen: Any) -> None:
+    """Those that are as its own defaults, too; `otherwise` has the last word."""
     target, _ = seen("a_vae")
     x = torch.randn(20, 7, dtype=torch.complex128)
     found = Guided()(target.prior, x, seed=3)
     assert torch.equal(found.speech, LDEM()(target.prior, x, seed=3).speech)
-    changed = Guided(iterations=2, noise=NoiseModel(rank=3), kernel=MALA(), guide_share=0.5)
-    assert changed.without_guide() == LDEM(iterations=2, noise=NoiseModel(rank=3), kernel=MALA())
+    settings = {"iterations": 4, "noise": {"rank": 3}, "kernel": "mala", "guide_share": 0.5}
+    same = LDEM(iterations=4, noise=NoiseModel(rank=3), kernel=MALA())
+    assert build_scheme("guided", settings).otherwise == same
+    assert build_scheme("guided", {}, 4, "paper").otherwise == build_scheme("ldem", {}, 4, "paper")
+    own = build_scheme("guided", settings | {"otherwise": {"iterations": 9}})
+    assert (own.iterations, own.otherwise) == (4, replace(same, iterations=9))
+    assert len(own(target.prior, x).objective) == 9
 
 
 def test_the_guide_has_its_share(seen: Any) -> None:

@@ -74,7 +74,7 @@ def build_scheme(
     Args:
         settings: `kernel` and `adapt` are names ("gibbs:pcn", "robbins_monro"), or {"name": ..., and constants}; a
             kernel's `inner` is again either; `noise` is a name of `NOISE_MODELS`, or settings of a `NoiseModel`; `mcem`
-            holds settings of `mcem`.
+            holds settings of `mcem`; `otherwise` those of `ldem`, which else are the same as here.
         iterations: of EM, where the settings do not say: the scheme's own, or those of the `mcem` inside it.
         noise: the same of the noise model, by name.
 
@@ -84,7 +84,12 @@ def build_scheme(
         built = dict(settings)
         given = {"iterations": iterations, "noise": noise}
         given = {key: value for key, value in given.items() if value is not None}
-        if name in SCHEMES and "mcem" in inspect.signature(SCHEMES[name]).parameters:
+        has = inspect.signature(SCHEMES[name]).parameters if name in SCHEMES else {}
+        if "otherwise" in has:  # what it leaves to another scheme has the same settings
+            known = inspect.signature(SCHEMES["ldem"]).parameters
+            same = {key: value for key, value in (given | built).items() if key in known}
+            built["otherwise"] = build_scheme("ldem", same | built.get("otherwise", {}))
+        if "mcem" in has:
             if given or "mcem" in built:
                 built["mcem"] = build_scheme("mcem", given | built.get("mcem", {}))
         else:
