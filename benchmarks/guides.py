@@ -100,7 +100,7 @@ def table_of_draws(args: argparse.Namespace, model: str) -> Iterator[dict[str, A
             found = enhancer_of(model, "importance", guide)(mixture, lips).separation
             worth.append(float(found.effective_sample_size.mean()))
             chains = enhancer_of(model, "mcem", guide, {"kernel": "independence"})(mixture, lips)
-            accepted.append(float(chains.separation.chains.acceptance.mean()))
+            accepted.append(float(chains.separation.chains.acceptance_rate.mean()))
         yield {
             "proposal": "encoders" if guide is None else "guide",
             "of 200 draws": f"{np.mean(worth):.1f}",

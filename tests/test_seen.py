@@ -10,7 +10,6 @@ import pytest
 import soundfile
 
 from pyro_avse.data.lips import watch as watching
-from pyro_avse.data.lips.face import Boxes
 from pyro_avse.data.lips.lips import Lips, fit_lips
 from pyro_avse.data.lips.stillness import find_still, leave_out_still, say_stretches
 from pyro_avse.data.media.audio import audio_from_array
@@ -21,31 +20,11 @@ from pyro_avse.models.nmf_noise import NoiseModel
 from pyro_avse.stft import STFT
 from pyro_avse.typing import InputError
 from pyro_avse.weights.checkpoint import save_prior
+from tests.bright_faces import FindBright, faces
 
 Make = Callable[..., Path]
 QUICK = VEM(iterations=1, warmup=1, draws=1, noise=NoiseModel(2))
 VOICE = 0.1 * np.random.default_rng(0).standard_normal(48000)
-
-
-class FindBright:
-    """In place of the cascade: a face is where the picture is bright."""
-
-    def __call__(self, picture: np.ndarray) -> Boxes:
-        rows, columns = np.nonzero(picture > 125)
-        if len(rows) == 0:
-            return np.empty((0, 4))
-        x, y = columns.min(), rows.min()
-        return np.array([[x, y, columns.max() + 1 - x, rows.max() + 1 - y]], dtype=np.float64)
-
-
-def faces(n: int = 75, hidden: slice = slice(0)) -> np.ndarray:
-    """A bright face of 60 pixels with a bar for a mouth that opens and closes; none in `hidden`."""
-    pictures = np.full((n, 96, 128), 30, np.uint8)
-    pictures[:, 20:80, 34:94] = 200
-    for k, picture in enumerate(pictures):
-        picture[67 : 68 + k % 5, 54:74] = 140
-    pictures[hidden] = 30
-    return pictures
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ import pytest
 from matplotlib.image import imread
 
 from pyro_avse.data.lips import watch as watching
-from pyro_avse.data.lips.face import Boxes
 from pyro_avse.data.lips.open import load_lips
 from pyro_avse.data.lips.watch import pack, save_preview, watch
 from pyro_avse.data.media.video import read_pictures
 from pyro_avse.typing import InputError
+from tests.bright_faces import FindBright, faces
 
 Make = Callable[..., Path]
 
@@ -22,27 +22,6 @@ Make = Callable[..., Path]
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PYRO_AVSE_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache" / "lips"
-
-
-class FindBright:
-    """In place of the cascade: a face is where the picture is bright."""
-
-    def __call__(self, picture: np.ndarray) -> Boxes:
-        rows, columns = np.nonzero(picture > 125)
-        if len(rows) == 0:
-            return np.empty((0, 4))
-        x, y = columns.min(), rows.min()
-        return np.array([[x, y, columns.max() + 1 - x, rows.max() + 1 - y]], dtype=np.float64)
-
-
-def faces(n: int = 75, hidden: slice = slice(0)) -> np.ndarray:
-    """A bright face of 60 pixels with a bar for a mouth that opens and closes; none in `hidden`."""
-    pictures = np.full((n, 96, 128), 30, np.uint8)
-    pictures[:, 20:80, 34:94] = 200
-    for k, picture in enumerate(pictures):
-        picture[67 : 68 + k % 5, 54:74] = 140
-    pictures[hidden] = 30
-    return pictures
 
 
 def test_lips_agree_with_the_stored_ones(shared_data: Callable[[str], Path]) -> None:
