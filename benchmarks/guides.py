@@ -1,6 +1,6 @@
 """What a guide that hears noise is worth: tables of the same schemes with it and without, at equal work.
 
-    python benchmarks/guides.py --data ../shared/data                          # all tables; two hours on one core
+    python benchmarks/guides.py --data ../shared/data                          # all tables
     python benchmarks/guides.py --data ../shared/data --only lips --every 3
     python benchmarks/guides.py --data ../shared/data --models runs/no_grid/weights.safetensors   # a prior of yours
     python benchmarks/guides.py --data ../shared/data --only minutes --guides runs/g1.safetensors runs/g5.safetensors
@@ -10,6 +10,8 @@ anything. The bundled priors, and their guides, heard GRID's three speakers in t
 
     schemes   ldem, mcem, vem and importance, each with its defaults, without the guide and with it; `guided`, which is
               made for it; and the guide alone: a Wiener filter by its codes' means and its noise, no sampling
+    settings  `guided` with one thing changed at a time: the guide's share in the filter, the number of steps, where W H
+              and the level start
     draws     of how many draws of the posterior 200 of importance's are worth, and how often `independence` accepts,
               proposing from the encoders at E|s|^2 and from the guide
     lips      GRID in near's noises at -15 to 5 dB, by the guide alone and by `guided`: the speaker's own lips,
@@ -37,6 +39,7 @@ from conditions import KINDS, NEAR, RATE, Case, grid_clips, mixture_of, other_vo
 from pyro_avse.enhancement.enhancer import Enhancer
 from pyro_avse.enhancement.find import build_scheme
 from pyro_avse.enhancement.live import live_scheme
+from pyro_avse.inference import LDEM, monte_carlo
 from pyro_avse.inference.em import observe
 from pyro_avse.inference.guess import guessed_gain
 from pyro_avse.metrics import score
@@ -44,7 +47,7 @@ from pyro_avse.typing import Separation
 from pyro_avse.weights.checkpoint import load_prior
 from pyro_avse.weights.guides import load_guide, own_guide
 
-TABLES = ("schemes", "draws", "lips", "minutes", "live")
+TABLES = ("schemes", "settings", "draws", "lips", "minutes", "live")
 SCHEMES = ("guided", "ldem", "mcem", "vem", "importance")
 MODELS = ("a_vae", "min_vae_v1", "min_vae_v2", "vae_mm")
 SNRS = (-15.0, -10.0, -5.0, 0.0, 5.0)
@@ -90,6 +93,32 @@ def table_of_schemes(args: argparse.Namespace, model: str) -> Iterator[dict[str,
             yield scored(args, cases, title, enhanced(model, name, guide))
 
 
+def table_of_settings(args: argparse.Namespace, model: str) -> Iterator[dict[str, Any]]:
+    cases = recordings(args, model)
+    for title, settings in (
+        ("as it is", {}),
+        ("filter: the model alone", {"filter_share": 0.0}),
+        ("filter: half and half", {"filter_share": 0.5}),
+        ("filter: the guide alone", {"filter_share": 1.0}),
+        ("W H starts at the guide's noise", {"noise": {"start": "guide"}}),
+        ("as many steps and chains as ldem", asdict_of_ldem()),
+    ):
+        yield scored(args, cases, title, speech_of(enhancer_of(model, "guided", "own", settings)))
+    believed = monte_carlo.guessed_level
+    for title, level in (
+        ("level starts as believed, louder too", lambda guess: guess.log_gain.mean.exp()),
+        ("level starts as in training", lambda guess: torch.ones_like(guess.log_gain.mean)),
+    ):
+        monte_carlo.guessed_level = level
+        yield scored(args, cases, title, enhanced(model, "guided", "own"))
+    monte_carlo.guessed_level = believed
+
+
+def asdict_of_ldem() -> dict[str, int | None]:
+    names = ("iterations", "first_warmup", "warmup", "draws", "final_warmup", "final_draws")
+    return {name: getattr(LDEM(), name) for name in (*names, "chains")}
+
+
 def table_of_draws(args: argparse.Namespace, model: str) -> Iterator[dict[str, Any]]:
     cases = recordings(args, model)
     for guide in (None, "own"):
@@ -97,6 +126,8 @@ def table_of_draws(args: argparse.Namespace, model: str) -> Iterator[dict[str, A
         for case in cases:
             mixture = mixture_of(case, args.data)[1]
             lips = seen_by(model, case)
+            if lips is None and load_prior(model, guide=None)[0].uses_lips:
+                continue  # its encoders look at them
             found = enhancer_of(model, "importance", guide)(mixture, lips).separation
             worth.append(float(found.effective_sample_size.mean()))
             chains = enhancer_of(model, "mcem", guide, {"kernel": "independence"})(mixture, lips)
@@ -208,16 +239,16 @@ def alone(model: str, guide: str = "own") -> Heard:
         def __call__(self, prior: Any, x: Any, lips: Any = None, **options: Any) -> Any:
             options.pop("seed")
             observation = observe(prior, x, lips, **options)
-            guess = observation.guess
-            N = guess.log_noise.mean.exp()
+            believed = observation.guess
+            N = believed.log_noise.mean.exp()
             return Separation(
-                speech=guessed_gain(guess, prior, observation.v) * x,
-                responsibilities=guess.responsibilities,
+                speech=guessed_gain(believed, prior, observation.v) * x,
+                responsibilities=believed.responsibilities,
                 mixing_weight=prior.mixing_weight,
                 dictionary=torch.ones(1, x.shape[-1]),
                 activations=N.mean(-1, keepdim=True),
                 objective=torch.zeros(1),
-                z=guess.codes.mean[:1],
+                z=believed.codes.mean[:1],
                 target=None,
             )
 

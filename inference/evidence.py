@@ -23,6 +23,7 @@ Frames are independent given W H, so all go at once, each along its own path. No
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -38,14 +39,51 @@ from pyro_avse.inference.adaptation import (
     step_size_of,
     with_step_size,
 )
-from pyro_avse.inference.bridge import Bridge, Frames
+from pyro_avse.inference.gradient import value_and_grad
 from pyro_avse.inference.hmc import HMC
 from pyro_avse.inference.run import unchecked
-from pyro_avse.inference.target import CollapsedTarget
+from pyro_avse.inference.target import CollapsedTarget, Quadratic
 from pyro_avse.typing import Codes, Kernel, Responsibilities, Target
 
+Frames = Float[Tensor, "*utterance frame"]
 BISECTIONS, MOST_STEPS = 25, 200
 """Halvings in which a frame's next beta is found, and betas at most."""
+
+
+@dataclass(frozen=True)
+class Bridge:
+    """log f_beta, as a target that any kernel of a frame can move on; its `gaussian` is q, for those that want one."""
+
+    target: Target
+    start: Independent
+    """q(z_n), batch (..., frame), event (latent,)."""
+    beta: Frames
+    event_dim: int = 1
+
+    @property
+    def gaussian(self) -> Independent:
+        return self.start
+
+    def rise(self, z: Codes) -> Float[Tensor, "particle *utterance frame"]:
+        """log p(x, z) - log q(z)."""
+        return self.target.log_density(z) - self._q.log_prob(z)
+
+    def log_likelihood(self, z: Codes) -> Float[Tensor, "particle *utterance frame"]:
+        """log f_beta - log q."""
+        return self.beta * self.rise(z)
+
+    def log_density(self, z: Codes) -> Float[Tensor, "particle *utterance frame"]:
+        return self._q.log_prob(z) + self.log_likelihood(z)
+
+    def value_and_grad(self, z: Codes) -> tuple[Tensor, Codes]:
+        value, slope = value_and_grad(self.target, z)
+        beta, q = self.beta, self._q
+        slope = (1 - beta)[..., None] * q.score(z) + beta[..., None] * slope
+        return (1 - beta) * q.log_prob(z) + beta * value, slope
+
+    @cached_property
+    def _q(self) -> Quadratic:
+        return Quadratic.of(self.start)
 
 
 @dataclass(frozen=True)
@@ -107,7 +145,7 @@ def tempered_smc(
                 f"{int((beta < 1).sum())} of {beta.numel()} frames are not at beta = 1 after {MOST_STEPS} steps: "
                 "start closer to the posterior, or give more particles"
             )
-        rise = Bridge.alone(target, start, beta).rise(z)
+        rise = Bridge(target, start, beta).rise(z)
         beta, before = _next_beta(rise, beta, keep), beta
         log_w = (beta - before) * rise
         total = total + log_mean(log_w)
@@ -116,7 +154,7 @@ def tempered_smc(
             moving = with_step_size(moving, step_size)
         betas.append(beta)
         kernels.append(moving)
-        z, error = _moved(moving, Bridge.alone(target, start, beta), z, moves, rng)
+        z, error = _moved(moving, Bridge(target, start, beta), z, moves, rng)
         if step_size is not None and error is not None:
             step_size = step_size * (-error).exp()
     return Tempered(total, z, Path(torch.stack(betas), tuple(kernels)))
@@ -136,7 +174,7 @@ def annealed_importance(
     rng, z = _begin(start, particles, seed)
     before, log_w = torch.zeros_like(path.betas[0]), z.new_zeros(z.shape[:-1])
     for beta, kernel in zip(path.betas, path.kernels, strict=True):
-        bridge = Bridge.alone(target, start, beta)
+        bridge = Bridge(target, start, beta)
         log_w = log_w + (beta - before) * bridge.rise(z)
         z, before = _moved(kernel, bridge, z, moves, rng)[0], beta
     return log_mean(log_w)
@@ -159,7 +197,7 @@ def reverse_annealed(
     log_w = z.new_zeros(z.shape[:-1])
     befores = [torch.zeros_like(path.betas[0]), *path.betas[:-1]]
     for beta, before, kernel in reversed(list(zip(path.betas, befores, path.kernels, strict=True))):
-        bridge = Bridge.alone(target, start, beta)
+        bridge = Bridge(target, start, beta)
         z = _moved(kernel, bridge, z, moves, rng)[0]
         log_w = log_w + (beta - before) * bridge.rise(z)
     return -log_mean(-log_w)

@@ -1,9 +1,9 @@
-"""What a guide for noisy speech gives a scheme to start with: codes, W and H, gain, response. (28), (31)
+"""What a guide for noisy speech gives a scheme to start with: codes, level, W and H. (28), (31)
 
 The guide (`models/guide.py`) is q(z, alpha, g, a, noise | x, v), amortised. A scheme takes its means:
 
     z        a chain at each component's mean in turn, the likeliest component's first
-    g        1, as in training, unless the guide is sure that speech is fainter: `surely_fainter`
+    g        as believed where that is below 1, which is the level of training
     W, H     if the noise model says so (`start="guide"`), Itakura-Saito NMF of the guide's noise variance, the prior
              on H included. Else they start as noise that is always there: what a guide takes for noise that changes
              holds some speech, and EM keeps it
@@ -31,8 +31,6 @@ from pyro_avse.typing import FrameMask, Guess, Power, SpeechPrior
 
 UPDATES = 8
 """Of W and of H each."""
-SURE = 1.0
-"""Standard deviations of log g."""
 
 
 def first_component(guess: Guess) -> Guess:
@@ -42,14 +40,12 @@ def first_component(guess: Guess) -> Guess:
     return replace(guess, codes=codes, responsibilities=r)
 
 
-def surely_fainter(guess: Guess) -> Float[Tensor, "*utterance 1"]:
-    """The largest g of up to 1 that the guide holds for likely: one standard deviation over what it believes.
+def guessed_level(guess: Guess) -> Float[Tensor, "*utterance 1"]:
+    """g as the guide believes it where speech is fainter than in training; else 1.
 
-    (Its belief itself, and that of the microphone's response, cost 1 to 3 dB in little noise: EM never quite leaves
-    them.)
+    (Where it is louder the belief costs more than it brings, and so does that of the microphone's response.)
     """
-    log_g = guess.log_gain
-    return (log_g.mean + SURE * log_g.stddev).clamp_max(0).exp()
+    return guess.log_gain.mean.clamp_max(0).exp()
 
 
 def guessed_codes(guess: Guess, chains: int) -> Float[Tensor, "chain *utterance frame latent"]:

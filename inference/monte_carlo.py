@@ -29,7 +29,7 @@ from torch import Tensor
 
 from pyro_avse.distributions import update_mixing_weight
 from pyro_avse.inference.em import EMState, Observation, encode, frame_weight, noise_and_weights
-from pyro_avse.inference.guess import surely_fainter
+from pyro_avse.inference.guess import guessed_level
 from pyro_avse.inference.independence import guide_proposal
 from pyro_avse.inference.m_step import Response, m_step
 from pyro_avse.inference.target import CollapsedTarget
@@ -106,13 +106,13 @@ class Drawn:
 def initial_theta(
     scheme: HasTheta, observation: Observation, rng: torch.Generator
 ) -> dict[str, Any]:
-    """By the names of `MCState`: as the noise model says, and speech as loud as in training, or surely fainter."""
+    """By the names of `MCState`: as the noise model says; speech as in training, or fainter if a guide says so."""
     start = noise_and_weights(observation, scheme.noise, scheme.mixing_weight, rng)
     power, terms, guess = observation.power, scheme.noise.response, observation.guess
     gain = torch.ones_like(power[..., 0])
     response = power.new_zeros(*power.shape[:-2], terms) if terms else None
     if guess is not None and scheme.noise.gain != "none":
-        gain = gain * surely_fainter(guess)
+        gain = gain * guessed_level(guess)
     return {**start, "gain": gain, "response": response}
 
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from pyro_avse.distributions import unchecked_normal
 from pyro_avse.errors import InputError
 from pyro_avse.inference import KERNELS
-from pyro_avse.inference.bridge import Bridge
 from pyro_avse.inference.evidence import (
+    Bridge,
     Path,
     annealed_importance,
     component_evidence,
@@ -146,7 +146,7 @@ def test_the_bridge_is_what_it_says(drawn: Any) -> None:
     q = unchecked_normal(torch.randn(FRAMES, 2), torch.rand(FRAMES, 2) + 0.5)
     z = z.expand(3, FRAMES, 2) + 0.1 * torch.randn(3, FRAMES, 2)
     for beta in (torch.zeros(FRAMES), torch.rand(FRAMES), torch.ones(FRAMES)):
-        bridge = Bridge.alone(target, q, beta)
+        bridge = Bridge(target, q, beta)
         by_hand = (1 - beta) * q.log_prob(z) + beta * target.log_density(z)
         assert torch.allclose(bridge.log_density(z), by_hand)
         assert torch.allclose(bridge.gaussian.log_prob(z) + bridge.log_likelihood(z), by_hand)

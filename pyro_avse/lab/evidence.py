@@ -75,7 +75,7 @@ def weigh(
     for name, enhancer, recording in enhancers:
         report(f"{name}: enhances, and is weighed")
         separation = enhancer.separate(recording, seed=seed).separation
-        own: Any = getattr(separation.target, "target", separation.target)
+        own = separation.target
         if not isinstance(own, CollapsedTarget):
             raise InputError(
                 f"{type(enhancer.inference).__name__} ends with no posterior p(z | x) to weigh: take guided, "
