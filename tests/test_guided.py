@@ -1,10 +1,11 @@
-"""Langevin EM under a guide: what its chains sample, and what it is without one."""
+"""Langevin EM from a guide: where it starts, whose filter it ends with, and what it is without one."""
 
 from dataclasses import fields, replace
 from typing import Any
 
 import pytest
 import torch
+from pyro.distributions import Independent, Normal
 
 from pyro_avse.enhancement.find import build_scheme
 from pyro_avse.inference.em import observe
