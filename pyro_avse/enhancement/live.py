@@ -60,7 +60,11 @@ def live_scheme() -> Guided:
     """
     return Guided(
         iterations=1,
+        first_warmup=1,
+        warmup=1,
         final_warmup=1,
+        final_draws=2,
+        chains=1,
         exponent=0.1,
         filter_share=0.9,
         noise=NoiseModel(start="guide"),
