@@ -82,7 +82,7 @@ def ranks(args: argparse.Namespace, prior: Any, stft: STFT) -> tuple[Tensor, Ten
     snr = -15 + 40 * torch.rand(args.recordings, 1, 1)
     h = torch.from_numpy(log_response(prior.num_freqs)).float()
     z = torch.randn(1, *shape, prior.latent_dim)
-    loud = (prior.log_variance(z) + h).exp().mean()
+    loud = (prior.log_variance(z, None) + h).exp().mean()
     noise = h.exp() * b.variance * loud * (-DECIBEL * snr).exp()
     trace = poutine.trace(noisy_speech).get_trace(
         prior, None, None, noise, log_response=h.expand(args.recordings, -1)
