@@ -40,8 +40,9 @@ from pyro_avse.models.mixture import (
 )
 from pyro_avse.training.frames import Frames
 from pyro_avse.training.recipe import Recipe
+from pyro_avse.training.sequences import cut_frames, draw_cuts, path_terms, validate_paths
 from pyro_avse.training.tilt import tilt_spectra
-from pyro_avse.typing import JSON, InputError, Responsibilities, SpeechPrior
+from pyro_avse.typing import JSON, InputError, Responsibilities, SpeechPrior, couples_frames
 from pyro_avse.weights.tensors import load_state
 
 
@@ -62,7 +63,9 @@ class Trainer:
         self.prior, self.recipe, self.elbo, self.score = prior, recipe, elbo, score
         self.criterion = "valid_elbo" if score is None else "valid_si_sdr"
         self.train, self.valid = train, valid
-        self.enumerates = check_elbo(prior, elbo, train)
+        self.cut = cut_frames(recipe) if couples_frames(prior) else 0
+        """Frames of a cut; 0: frames are trained on one by one."""
+        self.enumerates = False if self.cut else check_elbo(prior, elbo, train)
         self.optimiser = torch.optim.Adam(
             prior.parameters(), lr=recipe.training.learning_rate, fused=True
         )
@@ -103,7 +106,7 @@ class Trainer:
                     self._refresh_table()
                     mean_responsibility = update_mixing_weight(self.table)
             self.prior.mixing_weight.copy_(mean_responsibility)  # (25)
-            validation = validate(self.prior, self.valid, seed=self.recipe.seed)
+            validation = self._validate()
         except ValueError as error:
             if "constraint" not in str(error):  # what Pyro says of parameters that are NaN
                 raise
@@ -130,10 +133,20 @@ class Trainer:
         self.history.append(row)
         return row
 
+    def _validate(self) -> JSON:
+        """The bound on held-out frames, or cuts."""
+        if not self.cut:
+            return validate(self.prior, self.valid, seed=self.recipe.seed)
+        with seeded(self.recipe.seed, device=self.device):
+            return validate_paths(self.prior, self.valid, self.cut)
+
     def _pass_over_frames(self) -> tuple[float, Tensor]:
         """Mean ELBO of the epoch's steps, and the mean of the r(alpha_n) they used."""
         size, count = self.recipe.training.batch_size, len(self.train)
         order = torch.randperm(count)
+        if self.cut:
+            cuts = draw_cuts(self.train.ends, self.cut, at_random=True)
+            order, count = cuts[torch.randperm(len(cuts))], cuts.numel()
         total = torch.zeros((), device=self.device)
         responsibility = torch.zeros_like(self.prior.mixing_weight)
         for number, index in enumerate(order.split(size)):
@@ -150,7 +163,7 @@ class Trainer:
             loss, r = self._loss(*self._batch(index), index)
         # none, not 0: with a gradient of 0 Adam would still move a resting encoder
         self.optimiser.zero_grad(set_to_none=True)
-        (loss / len(index)).backward()
+        (loss / index.numel()).backward()
         self.optimiser.step()
         return loss.detach(), r
 
@@ -160,6 +173,11 @@ class Trainer:
         """Minus the bound of a minibatch, and the r(alpha_n) it was taken at."""
         heard_by = {"encoder_power": heard}
         model, guide, pi = self.prior.model, self.prior.guide, self.prior.mixing_weight
+        if self.cut:
+            lips = self.prior.visual_features(lips)
+            log_likelihood, kl = path_terms(self.prior, power, lips, heard)
+            loss = (self.recipe.training.kl_weight * kl - log_likelihood).sum()
+            return loss, power.new_ones(1, index.numel())
         if self.prior.num_components == 1:
             default = (
                 TraceEnum_ELBO(max_plate_nesting=1) if self.enumerates else TraceMeanField_ELBO()
@@ -193,20 +211,22 @@ class Trainer:
 
     def _batch(self, index: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
         """Clean power, lips, and the power that the audio encoder hears."""
-        power = heard = self.train.power.index_select(0, index).to(self.device)
+        power = heard = self.train.power[index].to(self.device)
         lips = self.train.lips
         if self.noise_level:
-            hit = self.noisy[index].to(self.device)[:, None]
+            hit = self.noisy[index].to(self.device)[..., None]
             heard = power + hit * self.noise_level * torch.rand_like(power)
         if quieter := self.recipe.data.level_range_db:
-            scale = 10 ** (-0.1 * quieter * torch.rand(len(index), 1, device=self.device))
+            each = torch.rand(len(index), *[1] * index.dim(), device=self.device)
+            scale = 10 ** (-0.1 * quieter * each)
             power, heard = scale * power, scale * heard
         if steepest := self.recipe.data.tilt_db:
             power, heard = tilt_spectra(power, heard, steepest)
         if lips is not None:
-            lips = lips.index_select(0, index).to(self.device)
+            lips = lips[index].to(self.device)
             if strength := self.recipe.data.augment_lips:
-                lips = augment_lips(lips, strength)
+                alike = self.cut or 1
+                lips = augment_lips(lips.flatten(0, -3), strength, alike=alike).view_as(lips)
         return power, lips, heard
 
     def _noise_injection(self) -> tuple[float, Tensor]:
