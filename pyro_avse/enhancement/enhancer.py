@@ -3,7 +3,7 @@
 Several at once: `Enhancer.batch`. One that is too long for memory: `pyro_avse.enhancement.long`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,11 +18,13 @@ from pyro_avse.data.media.audio import Audio, audio_from_array, restore
 from pyro_avse.defaults import DEFAULT_INFERENCE, DEFAULT_MODEL, SAMPLE_RATE
 from pyro_avse.enhancement.find import find_device, find_scheme
 from pyro_avse.enhancement.front import Parts, log_response, low_speech, split
+from pyro_avse.enhancement.uncertainty import Uncertainty, uncertainty_of
 from pyro_avse.enhancement.upper import top_gain, upper_speech
 from pyro_avse.inference.nmf import Dictionary
+from pyro_avse.inference.uncertainty import draw_speech
 from pyro_avse.models.heard import HeardThrough
 from pyro_avse.stft import STFT
-from pyro_avse.typing import GuideForNoise, InputError, Scheme, Separation, Spectrum
+from pyro_avse.typing import GuideForNoise, InputError, Scheme, Separation, SpeechPosterior, Spectrum
 from pyro_avse.weights.checkpoint import load_prior
 
 if TYPE_CHECKING:
@@ -50,6 +52,10 @@ class Enhanced:
     separation: Separation
     """All that the scheme returned, chains included, on its device. Of a batch: this recording's, cut to its frames,
     but for `target`, which is the whole batch's, and `chains`, which is None."""
+    restore: Callable[[Spectrum], Float32[np.ndarray, "sample"]]
+    """Another spectrum of speech on the same grid, as `speech` came about: at the recording's rate, length and level."""
+    unit: float
+    """A spectrum times this is that of the recording at 16 kHz, at its level."""
 
     def __repr__(self) -> str:
         """Five lines: how long, how loud, how sure, how far."""
@@ -89,6 +95,22 @@ class Enhanced:
         Raises InputError for a strength outside of 0 to 1.
         """
         return mix(self.recording, self.speech, strength)
+
+    def draws(self, count: int, *, seed: int = 0) -> list[Float32[np.ndarray, "sample"]]:
+        """What the speech may have been as well: draws of its posterior, as waveforms like `speech`.
+
+        Frames overlap, so a draw's sound is the mean of what two frames drew: it is nearer to `speech` than a frame's
+        own variance says. Raises InputError for a scheme without draws, and a count below 1.
+        """
+        rng = torch.Generator(device=self.separation.speech.device).manual_seed(seed)
+        return [self.restore(s) for s in draw_speech(self.separation, count, rng=rng)]
+
+    @property
+    def uncertainty(self) -> Uncertainty:
+        """How sure the speech is, coefficient by coefficient. Raises InputError for a scheme without draws."""
+        return uncertainty_of(
+            self.separation, self.frame_times, self.unit, sample_rate=SAMPLE_RATE
+        )
 
 
 def mix(
@@ -310,25 +332,33 @@ class Enhancer:
         return HeardThrough(prior, self.log_response.to(self.device))
 
     def _enhanced(self, recording: "Recording", result: Separation) -> Enhanced:
-        audio, parts = recording.audio, recording.parts
-        found = self.stft.synthesise(result.speech, len(audio.waveform)).cpu().numpy()
-        heard = found.astype(np.float64)
-        speech = parts.restore(heard, low_speech(parts, heard, self.stft)).astype(np.float32)
-        disagree = result.chains_disagree
-        times = self.stft.frame_times(len(recording.spectrum))
-        gain = top_gain(result.speech, recording.spectrum)
-        upper = upper_speech(audio, gain, times, parts.clicks)
+        audio, disagree = recording.audio, result.chains_disagree
+        speech_16k, speech = self.restored(recording, result.speech)
         return Enhanced(
-            speech=restore(speech, audio) + upper,
+            speech=speech,
             recording=audio.original,
             sample_rate=audio.sample_rate,
-            speech_16k=speech,
+            speech_16k=speech_16k,
             responsibilities=result.responsibilities.cpu().numpy(),
             chains_disagree=None if disagree is None else disagree.cpu().numpy(),
-            frame_times=times,
+            frame_times=self.stft.frame_times(len(recording.spectrum)),
             objective=result.objective.cpu().numpy(),
             separation=result,
+            restore=lambda spectrum: self.restored(recording, spectrum)[1],
+            unit=recording.parts.level * audio.peak,
         )
+
+    def restored(
+        self, recording: "Recording", speech: Spectrum
+    ) -> tuple[Float32[np.ndarray, "sample_16k"], Float32[np.ndarray, "sample"]]:
+        """A spectrum of speech as a waveform at 16 kHz, and with its low and upper parts at the recording's rate."""
+        audio, parts = recording.audio, recording.parts
+        heard = self.stft.synthesise(speech, len(audio.waveform)).cpu().numpy().astype(np.float64)
+        low = low_speech(parts, heard, self.stft)
+        waveform = parts.restore(heard, low).astype(np.float32)
+        times = self.stft.frame_times(len(recording.spectrum))
+        gain = top_gain(speech, recording.spectrum)
+        return waveform, restore(waveform, audio) + upper_speech(audio, gain, times, parts.clicks)
 
 
 def of_utterance(batch: Separation, index: int, frames: int) -> Separation:
@@ -351,6 +381,18 @@ def of_utterance(batch: Separation, index: int, frames: int) -> Separation:
             None if batch.chains_disagree is None else batch.chains_disagree[index, :frames]
         ),
         chains=None,
+        posterior=batch.posterior and of_recording(batch.posterior, index, frames),
+    )
+
+
+def of_recording(batch: SpeechPosterior, index: int, frames: int) -> SpeechPosterior:
+    """The same of a posterior."""
+    return replace(
+        batch,
+        mixture=batch.mixture[index, :frames],
+        speech_variance=batch.speech_variance[:, :, index, :frames],
+        noise_variance=batch.noise_variance[:, :, index, :frames],
+        weights=batch.weights[:, :, index, :frames],
     )
 
 
