@@ -147,6 +147,8 @@ class EM(ABC):
     """In `SCHEMES`."""
     cure: ClassVar[str] = "take a smaller step size, or a kernel that can reject"
     """What a Divergence tells to do."""
+    has_draws: ClassVar[bool] = True
+    """Whether it ends with a posterior of speech (`Separation.posterior`)."""
     iterations: int
     tolerance: float | None = None
 

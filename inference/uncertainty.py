@@ -31,7 +31,14 @@ from torch import Tensor
 
 from pyro_avse.inference.gibbs import draw_component
 from pyro_avse.inference.wiener import average
-from pyro_avse.typing import InputError, Power, Separation, Spectrum, SpeechPosterior
+from pyro_avse.typing import (
+    InputError,
+    Power,
+    Responsibilities,
+    Separation,
+    Spectrum,
+    SpeechPosterior,
+)
 
 BISECTIONS = 30
 """Halvings in which a quantile is found: to 1e-8 of eight standard deviations."""
@@ -66,6 +73,22 @@ def sure(mean: Spectrum, variance: Power) -> Float[Tensor, "*utterance frame"]:
     known, unknown = mean.abs().square().sum(-1), variance.sum(-1)
     total = known + unknown
     return torch.where(total > 0, known / total, torch.ones_like(total))
+
+
+def alpha_band(separation: Separation) -> tuple[Responsibilities, Responsibilities]:
+    """Between which nine tenths of the draws' own r(alpha_n | z_r) lie; r(alpha_n) itself where draws have none.
+
+    Raises InputError as `posterior_of`.
+    """
+    w, r = posterior_of(separation).weights, separation.responsibilities
+    if w.shape[1] == 1:  # a factor r(s) beside r(alpha)
+        return r, r
+    of_draw = w.sum(0)
+    own, order = torch.where(of_draw > 0, w / of_draw, 0).sort(1)
+    below = of_draw.expand_as(w).gather(1, order).cumsum(1)
+    edges = [(below < share * below[:, -1:]).sum(1, keepdim=True) for share in (0.05, 0.95)]
+    low, high = (own.gather(1, edge.clamp_max(w.shape[1] - 1))[:, 0] for edge in edges)
+    return low, high
 
 
 def draw_speech(

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from pyro_avse.defaults import SAMPLE_RATE
 from pyro_avse.files import write_atomically
 
-BLUE, ORANGE, GREY = "#3366aa", "#dd7722", "#888888"
+BLUE, ORANGE, GREY, GREEN = "#3366aa", "#dd7722", "#888888", "#44cc99"
 
 
 def draw_spectrogram(axis: Axes, waveform: Float[np.ndarray, "sample"], title: str) -> None:

@@ -37,7 +37,7 @@ class Enhanced:
     """All that the scheme returned, chains included, on its device. Of a batch: this recording's, cut to its frames,
     but for `target`, which is the whole batch's, and `chains`, which is None."""
     restore: Callable[[Spectrum], Float32[np.ndarray, "sample"]]
-    """Another spectrum of speech on the same grid, as `speech` came about: at the recording's rate, length and level."""
+    """Another spectrum of speech on the same grid, made into sound as `speech` was: of its rate, length and level."""
     unit: float
     """A spectrum times this is that of the recording at 16 kHz, at its level."""
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Shaped
+from jaxtyping import Bool, Float32, Shaped
 from torch.nn.utils.rnn import pad_sequence
 
 from pyro_avse.data.lips.lips import Lips, lips_from_array, lips_on_grid, mask_on_grid
@@ -23,7 +23,14 @@ from pyro_avse.enhancement.upper import top_gain, upper_speech
 from pyro_avse.inference.nmf import Dictionary
 from pyro_avse.models.heard import HeardThrough
 from pyro_avse.stft import STFT
-from pyro_avse.typing import GuideForNoise, InputError, Scheme, Separation, SpeechPosterior, Spectrum
+from pyro_avse.typing import (
+    GuideForNoise,
+    InputError,
+    Scheme,
+    Separation,
+    Spectrum,
+    SpeechPosterior,
+)
 from pyro_avse.weights.checkpoint import load_prior
 
 if TYPE_CHECKING:
@@ -147,7 +154,7 @@ class Enhancer:
             more["dictionary"] = dictionary
         if recording.lips_mask is not None:
             more["lips_mask"] = recording.lips_mask
-        prior = self._prior_of(recording)
+        prior = self.prior_of(recording)
         result = self.inference(prior, recording.spectrum, recording.lips, seed=seed, **more)
         return self._enhanced(recording, result)
 
@@ -183,7 +190,7 @@ class Enhancer:
                 for r in recordings
             ]
             more["lips_mask"] = pad_sequence(shown, batch_first=True)
-        prior = self._prior_of(recordings[0])
+        prior = self.prior_of(recordings[0])
         result = self.inference(prior, x, lips, mask=mask, seed=seed, **more)
         return [
             self._enhanced(r, of_utterance(result, i, len(r.spectrum)))
@@ -226,7 +233,7 @@ class Enhancer:
             device=self.device,
         )
 
-    def _prior_of(self, recording: "Recording") -> Any:
+    def prior_of(self, recording: "Recording") -> Any:
         """The prior, as it is heard through the front's high-pass."""
         prior = self.prior
         prior = getattr(prior, "without_lips", prior) if recording.lips is None else prior
