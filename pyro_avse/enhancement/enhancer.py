@@ -3,8 +3,9 @@
 Several at once: `Enhancer.batch`. One that is too long for memory: `pyro_avse.enhancement.long`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -136,15 +137,26 @@ class Enhancer:
         return Recording(audio, parts, x, on_device, mask)
 
     def separate(
-        self, recording: "Recording", *, seed: int = 0, dictionary: Dictionary | None = None
+        self,
+        recording: "Recording",
+        *,
+        seed: int = 0,
+        dictionary: Dictionary | None = None,
+        progress: Callable[[float, str], None] | None = None,
     ) -> Enhanced:
         """Speech and noise of a prepared recording, at its own rate, length and level.
 
-        `dictionary` (rank, freq): where W starts, for the schemes that take one (`vem`, `mcem`).
+        Args:
+            dictionary: where W starts, (rank, freq), for the schemes that take one (`vem`, `mcem`).
+            progress: told the fraction done, and a text, after every EM iteration of the schemes that have them.
         """
         more: dict[str, Any] = {} if self.guide is None else {"guide": self.guide}
         if dictionary is not None:
             more["dictionary"] = dictionary
+        if progress is not None and "progress" in signature(self.inference).parameters:
+            more["progress"] = lambda state, total: progress(
+                state.iteration / total, f"EM iteration {state.iteration} of {total}"
+            )
         if recording.lips_mask is not None:
             more["lips_mask"] = recording.lips_mask
         prior = self._prior_of(recording)
