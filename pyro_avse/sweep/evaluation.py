@@ -34,7 +34,8 @@ import torch
 from pyro_avse.data.corpora.utterance import Split
 from pyro_avse.data.noise import Level
 from pyro_avse.defaults import DEFAULT_INFERENCE, SAMPLE_RATE
-from pyro_avse.enhancement.enhancer import Enhanced, Enhancer, Recording
+from pyro_avse.enhancement.enhanced import Enhanced
+from pyro_avse.enhancement.enhancer import Enhancer, Recording
 from pyro_avse.enhancement.find import build_scheme, find_device
 from pyro_avse.files import make_folder, remove_litter, write_atomically
 from pyro_avse.metrics import NAMES, auc, score, share_without_lips
