@@ -16,9 +16,9 @@ from pyro_avse.data.media.audio import Audio
 from pyro_avse.data.media.container import opened
 from pyro_avse.data.media.saving import save_audio, save_together
 from pyro_avse.enhancement.demo import LIPS, mix_clip
+from pyro_avse.enhancement.drawing import result_figure, spectrograms_above
 from pyro_avse.enhancement.enhanced import Enhanced
 from pyro_avse.enhancement.enhancer import Enhancer, Recording
-from pyro_avse.enhancement.figure import result_figure, spectrograms_above
 from pyro_avse.enhancement.file import Places, enhance_file
 from pyro_avse.enhancement.find import find_scheme
 from pyro_avse.enhancement.long import open_sound

@@ -65,7 +65,7 @@ class Enhanced:
 
     def _repr_html_(self) -> str:
         """In a notebook: players of recording, speech and noise, and the figure."""
-        from pyro_avse.enhancement.figure import result_figure  # matplotlib takes a second to load
+        from pyro_avse.enhancement.drawing import result_figure  # matplotlib takes a second to load
         from pyro_avse.html import picture, player, table
 
         heard = int(HEARD * self.sample_rate)
