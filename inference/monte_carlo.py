@@ -135,6 +135,7 @@ def posterior(observation: Observation, state: MCState) -> CollapsedTarget:
         frame_weight(observation, state.mixing_weight),
         state.gain,
         state.log_response,
+        mask=observation.mask,
     )
 
 
@@ -234,12 +235,18 @@ def maximise(scheme: HasTheta, observation: Observation, state: S, drawn: Drawn)
 
 
 def speech_posterior(
-    mixture: Spectrum, sigma: Draws, weights: Weights, W: Dictionary, H: Activations, gain: Gain
+    mixture: Spectrum,
+    sigma: Draws,
+    weights: Weights,
+    W: Dictionary,
+    H: Activations,
+    gain: Gain,
+    *,
+    of_recording: bool = False,
 ) -> SpeechPosterior:
     """The mixture whose mean is S20's estimate, noise held."""
-    return SpeechPosterior(
-        mixture, gain[..., None] * sigma, nmf_noise_variance(W, H)[None, None], weights
-    )
+    speech, noise = gain[..., None] * sigma, nmf_noise_variance(W, H)[None, None]
+    return SpeechPosterior(mixture, speech, noise, weights, of_recording)
 
 
 def separation(
@@ -261,5 +268,9 @@ def separation(
         gain=None if scheme.noise.gain == "none" else g,
         log_response=state.log_response,
         chains_disagree=None if drawn.chains is None else chains_disagree(drawn.chains),
-        posterior=None if drawn.sigma.shape[1] == 1 else speech_posterior(*heard),
+        posterior=(
+            None
+            if drawn.sigma.shape[1] == 1
+            else speech_posterior(*heard, of_recording=drawn.target.event_dim == 2)
+        ),
     )

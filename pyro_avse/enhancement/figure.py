@@ -1,27 +1,16 @@
-"""Figures of enhanced speech: the demonstration, before and after; and how sure a recording's speech is."""
+"""The demonstration as a figure: what it sounds like before and after, and what the inference did."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from matplotlib.colors import to_rgba
-from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from pyro_avse.defaults import SAMPLE_RATE
+from pyro_avse.enhancement.drawing import draw_responsibilities, spectrograms_above
 from pyro_avse.enhancement.enhanced import Enhanced
-from pyro_avse.enhancement.uncertainty import Uncertainty
-from pyro_avse.plots import (
-    BLUE,
-    GREEN,
-    GREY,
-    ORANGE,
-    draw_spectrogram,
-    save_figure,
-    shade_disagreement,
-)
+from pyro_avse.plots import BLUE, GREY, ORANGE, save_figure
 
 
 def demo_figure(
@@ -29,80 +18,20 @@ def demo_figure(
     results: Mapping[str, Enhanced],
     path: Path,
 ) -> None:
-    """Spectrograms of named 16 kHz waveforms, r(alpha_n) along time and the objectives of the results."""
-    count = len(waveforms)
-    figure = Figure(figsize=(9, 2.0 * (count + 2)), layout="constrained")
-    axes = figure.subplots(count + 2, 1)
-    for axis, (title, waveform) in zip(axes, waveforms.items(), strict=False):
-        draw_spectrogram(axis, waveform, title)
-    for name, result in results.items():
-        if len(result.responsibilities) > 1:
-            label = f"{name}: mean {result.responsibilities[0].mean():.2f}"
-            axes[count].set_ylim(-0.05, 1.05)
-            shade_disagreement(axes[count], result.frame_times, result.chains_disagree)
-            axes[count].plot(result.frame_times, result.responsibilities[0], BLUE, label=label)
+    """Spectrograms of named 16 kHz waveforms, r(alpha_n) along time and the objectives of the results.
+
+    The waveforms have one scale, whose 0 dB is the first one's loudest bin.
+    """
+    axes = spectrograms_above([1.5] * len(waveforms) + [1.3, 1.6], waveforms)
     seconds = len(next(iter(waveforms.values()))) / SAMPLE_RATE
-    axes[count].set(xlim=(0, seconds), ylim=(-0.05, 1.05), xlabel="time (s)", ylabel="r(audio)")
-    axes[count].set_title(
-        "r(audio) along time; grey: its chains disagree, and it says where they began", fontsize=9
-    )
-    axes[count].legend(fontsize=8)
+    draw_responsibilities(axes[-2], results, seconds)
+    axes[-2].set_xlabel("time (s)")
     for (name, result), colour in zip(results.items(), (GREY, ORANGE, BLUE), strict=False):
         coefficients = result.separation.speech.numel()
         iterations = np.arange(1, len(result.objective) + 1)
         axes[-1].plot(iterations, result.objective / coefficients, colour, label=name)
-    axes[-1].set(xlabel="EM iteration", ylabel="nats / coefficient")
-    axes[-1].set_title("objective", fontsize=9)
-    axes[-1].legend(fontsize=8)
-    save_figure(figure, path)
-
-
-def uncertainty_figure(blocks: Sequence[Uncertainty], path: Path) -> None:
-    """Speech with doubt shaded, how sure each frame is, and r(audio) with its band.
-
-    `blocks` follow one another in time. Green is what may be heard and is not known: Var s / E|s|^2, the less of it
-    shown the fainter it is.
-    """
-    doubt = Uncertainty(
-        **{
-            f.name: np.concatenate([getattr(b, f.name) for b in blocks])
-            for f in fields(Uncertainty)
-        }
-    )
-    several = doubt.r.shape[1] > 1
-    figure = Figure(figsize=(9, 5.5 if several else 4.2), layout="constrained")
-    heights = [3, 1, 1][: 3 if several else 2]
-    axes: Any = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
-    known = np.abs(doubt.mean) ** 2
-    power, loudest = known + doubt.variance, max(known.max(), 1e-30)
-    level = 10 * np.log10(known / loudest + 1e-7)
-    heard = np.clip(1 + 10 * np.log10(power / loudest + 1e-7) / 60, 0, 1)
-    share = np.divide(doubt.variance, power, out=np.zeros_like(power), where=power > 0)
-    first, last = doubt.times[0], doubt.times[-1]
-    place: Any = {
-        "origin": "lower",
-        "aspect": "auto",
-        "extent": (first, last if last > first else first + 1, 0, 8),
-    }
-    axes[0].imshow(level.T, vmin=-70, vmax=0, cmap="magma", **place)
-    shade = np.zeros((*share.T.shape, 4)) + to_rgba(GREEN)
-    shade[..., 3] = (share * heard).T
-    axes[0].imshow(shade, **place)
-    axes[0].set(ylabel="kHz")
-    axes[0].set_title("the estimate; green: power that may be there and is not known", fontsize=9)
-    axes[1].plot(doubt.times, doubt.sure, BLUE)
-    axes[1].set(ylim=(0, 1.02), ylabel="sure")
-    axes[1].set_title("share of speech's power that is known", fontsize=9)
-    if several:
-        axes[2].set_ylim(-0.05, 1.05)
-        shade_disagreement(axes[2], doubt.times, doubt.chains_disagree)
-        axes[2].fill_between(
-            doubt.times, doubt.r_low[:, 0], doubt.r_high[:, 0], color=ORANGE, alpha=0.4
-        )
-        axes[2].plot(doubt.times, doubt.r[:, 0], BLUE)
-        axes[2].set(ylim=(-0.05, 1.05), ylabel="r(audio)")
-        axes[2].set_title(
-            "r(audio); band: nine tenths of the draws; grey: chains disagree", fontsize=9
-        )
-    axes[-1].set(xlabel="time (s)", xlim=place["extent"][:2])
-    save_figure(figure, path)
+    axes[-1].set(xlabel="EM iteration", ylabel="nats")
+    axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes[-1].set_title("objective of the inference, for each coefficient of the STFT", fontsize=9)
+    axes[-1].legend(fontsize=8, loc="lower right", frameon=False)  # objectives rise
+    save_figure(axes[0].figure, path)  # type: ignore[arg-type]
