@@ -67,7 +67,7 @@ class Encoders:
             one.draw_codes(
                 self.power[utterance],
                 None if self.lips is None else self.lips[utterance],
-                noise[:, *utterance],
+                noise.movedim(0, -1)[utterance].movedim(-1, 0),
             )
             for one, utterance in zip(self.copies, self.utterances, strict=True)
         ]

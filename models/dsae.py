@@ -49,20 +49,18 @@ class DSAE(Summarised):
         self.ear = Recurrence(hidden + C, hidden, "both")
         self.encoder = Head(2 * hidden, hidden, latent_dim)
 
-    def transition(
-        self, previous: Codes, context: Tensor, memory: Any
-    ) -> tuple[Tensor, Tensor, Any]:
+    def transition(self, previous: Codes, context: Any, memory: Any) -> tuple[Tensor, Tensor, Any]:
         """p(z_n | z_<n), which does not know w."""
         seen = context[..., : -self.latent_dim]
         h, memory = self.time.carry_on(join(previous, seen), memory)
         return *self.move(h), memory
 
-    def decode(self, z: Codes, context: Tensor) -> Float[Tensor, "*batch frame freq"]:
+    def decode(self, z: Codes, context: Any) -> Float[Tensor, "*batch frame freq"]:
         """log sigma(z_n, w)."""
         log_variance: Tensor = self.decoder(join(z, context))
         return log_variance
 
-    def hear(self, power: Power, context: Tensor) -> Float[Tensor, "*utterance frame heard"]:
+    def hear(self, power: Power, context: Any) -> Float[Tensor, "*utterance frame heard"]:
         """The LSTM over s_1:N and w."""
         y = torch.tanh(self.spectrum(loudness(power)))
         g: Tensor = self.ear(join(y, context), self.mask)

@@ -66,19 +66,17 @@ class HiTDVAE(Summarised):
         before = nn.functional.pad(y[..., :-1, :], (0, 0, 1, 0))
         return join(super().context(lips, num_frames), before)
 
-    def transition(
-        self, previous: Codes, context: Tensor, memory: Any
-    ) -> tuple[Tensor, Tensor, Any]:
+    def transition(self, previous: Codes, context: Any, memory: Any) -> tuple[Tensor, Tensor, Any]:
         """p(z_n | w, z_<n, s_<n)."""
         h, memory = self.look(self.token(join(previous, context)), memory)
         return *self.move(h), memory
 
-    def decode(self, z: Codes, context: Tensor) -> Float[Tensor, "*batch frame freq"]:
+    def decode(self, z: Codes, context: Any) -> Float[Tensor, "*batch frame freq"]:
         """log sigma(w, z_1:n, s_<n)."""
         log_variance: Tensor = self.decoder(self.own_look(self.own_token(join(z, context)))[0])
         return log_variance
 
-    def hear(self, power: Power, context: Tensor) -> Float[Tensor, "*utterance frame heard"]:
+    def hear(self, power: Power, context: Any) -> Float[Tensor, "*utterance frame heard"]:
         """The LSTM over s_1:N and w."""
         y = torch.tanh(self.spectrum(loudness(power)))
         g: Tensor = self.ear(join(y, context), self.mask)

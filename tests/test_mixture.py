@@ -38,8 +38,8 @@ from pyro_avse.typing import couples_frames
 pytestmark = pytest.mark.usefixtures("float64")
 
 FRAMEWISE = [name for name, kind in MODELS.items() if not couples_frames(kind)]
-PRIORS = [*FRAMEWISE, "two_decoders"]
-MIXTURES = [name for name in FRAMEWISE if MODELS[name]().num_components > 1]
+PRIORS = [*FRAMEWISE, "two_decoders", "vae_mm+three"]
+MIXTURES = ["vae_mm+three", *(n for n in FRAMEWISE if MODELS[n]().num_components > 1)]
 
 
 @pytest.mark.parametrize("components", [2, 3])

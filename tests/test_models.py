@@ -30,7 +30,7 @@ OWN_PRIOR = dict(
     zip([*LEARNED, "min_vae_v3"], ["audio_prior", "visual_prior", "prior"], strict=True)
 )
 FRAMEWISE = [name for name, kind in MODELS.items() if not couples_frames(kind)]
-every_model = pytest.mark.parametrize("name", [*FRAMEWISE, *LEARNED])
+every_model = pytest.mark.parametrize("name", [*FRAMEWISE, *LEARNED, "vae_mm+three"])
 
 
 @pytest.mark.parametrize("name", FRAMEWISE)

@@ -23,7 +23,8 @@ from pyro_avse.typing import couples_frames
 pytestmark = pytest.mark.usefixtures("float64")
 
 FRAMEWISE = [name for name, kind in MODELS.items() if not couples_frames(kind)]
-PRIORS = [*FRAMEWISE, "a_vae+learned_prior", "v_vae+learned_prior", "two_decoders"]
+OPTIONS = ["a_vae+learned_prior", "v_vae+learned_prior", "vae_mm+three"]
+PRIORS = [*FRAMEWISE, *OPTIONS, "two_decoders"]
 every_prior = pytest.mark.parametrize("name", PRIORS)
 every_shape = pytest.mark.parametrize("utterances", [(), (2,), (2, 3)])
 

@@ -58,7 +58,8 @@ def complex_normal(*shape: int) -> Tensor:
 
 @every_scheme
 @pytest.mark.parametrize(
-    "name", [*(n for n in MODELS if not couples_frames(MODELS[n])), "two_decoders"]
+    "name",
+    [*(n for n in MODELS if not couples_frames(MODELS[n])), "two_decoders", "vae_mm+three"],
 )
 @pytest.mark.parametrize("utterances", [(), (2,), (2, 2)])
 def test_every_model_and_any_utterance_axes(
@@ -104,7 +105,7 @@ def test_the_seed_decides(scheme: str, small_prior: SmallPrior) -> None:
 
 
 @every_scheme
-@pytest.mark.parametrize("name", ["a_vae", "vae_mm", "min_vae_v1", "two_decoders"])
+@pytest.mark.parametrize("name", ["a_vae", "vae_mm+three", "min_vae_v1", "two_decoders"])
 def test_padding_cannot_matter(name: str, scheme: str, small_prior: SmallPrior) -> None:
     """What stands in the padded frames changes no bit of the sound ones."""
     x, lips = complex_normal(2, 6, 7), torch.rand(2, 6, 67, 67)

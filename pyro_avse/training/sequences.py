@@ -66,6 +66,15 @@ def path_terms(
     return site["fn"].log_prob(site["value"]), kl
 
 
+def path_loss(
+    prior: Any, power: Tensor, lips: Tensor | None, heard: Tensor, kl_weight: float
+) -> Tensor:
+    """Minus the bound of some cuts, its divergences counted `kl_weight` times."""
+    lips = prior.visual_features(lips)  # once for model and guide
+    log_likelihood, kl = path_terms(prior, power, lips, heard)
+    return (kl_weight * kl - log_likelihood).sum()
+
+
 @torch.no_grad()
 def validate_paths(prior: Any, frames: Frames, length: int) -> JSON:
     """The bound and its parts on held-out cuts, in nats a frame; the caller seeds the draws."""

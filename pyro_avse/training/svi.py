@@ -40,7 +40,7 @@ from pyro_avse.models.mixture import (
 )
 from pyro_avse.training.frames import Frames
 from pyro_avse.training.recipe import Recipe
-from pyro_avse.training.sequences import cut_frames, draw_cuts, path_terms, validate_paths
+from pyro_avse.training.sequences import cut_frames, draw_cuts, path_loss, validate_paths
 from pyro_avse.training.tilt import tilt_spectra
 from pyro_avse.typing import JSON, InputError, Responsibilities, SpeechPrior, couples_frames
 from pyro_avse.weights.tensors import load_state
@@ -64,7 +64,6 @@ class Trainer:
         self.criterion = "valid_elbo" if score is None else "valid_si_sdr"
         self.train, self.valid = train, valid
         self.cut = cut_frames(recipe) if couples_frames(prior) else 0
-        """Frames of a cut; 0: frames are trained on one by one."""
         self.enumerates = False if self.cut else check_elbo(prior, elbo, train)
         self.optimiser = torch.optim.Adam(
             prior.parameters(), lr=recipe.training.learning_rate, fused=True
@@ -106,7 +105,7 @@ class Trainer:
                     self._refresh_table()
                     mean_responsibility = update_mixing_weight(self.table)
             self.prior.mixing_weight.copy_(mean_responsibility)  # (25)
-            validation = self._validate()
+            validation = validate(self.prior, self.valid, seed=self.recipe.seed, cut=self.cut)
         except ValueError as error:
             if "constraint" not in str(error):  # what Pyro says of parameters that are NaN
                 raise
@@ -133,20 +132,13 @@ class Trainer:
         self.history.append(row)
         return row
 
-    def _validate(self) -> JSON:
-        """The bound on held-out frames, or cuts."""
-        if not self.cut:
-            return validate(self.prior, self.valid, seed=self.recipe.seed)
-        with seeded(self.recipe.seed, device=self.device):
-            return validate_paths(self.prior, self.valid, self.cut)
-
     def _pass_over_frames(self) -> tuple[float, Tensor]:
         """Mean ELBO of the epoch's steps, and the mean of the r(alpha_n) they used."""
         size, count = self.recipe.training.batch_size, len(self.train)
         order = torch.randperm(count)
         if self.cut:
-            cuts = draw_cuts(self.train.ends, self.cut, at_random=True)
-            order, count = cuts[torch.randperm(len(cuts))], cuts.numel()
+            order = draw_cuts(self.train.ends, self.cut, at_random=True)
+            order, count = order[torch.randperm(len(order))], order.numel()
         total = torch.zeros((), device=self.device)
         responsibility = torch.zeros_like(self.prior.mixing_weight)
         for number, index in enumerate(order.split(size)):
@@ -174,15 +166,11 @@ class Trainer:
         heard_by = {"encoder_power": heard}
         model, guide, pi = self.prior.model, self.prior.guide, self.prior.mixing_weight
         if self.cut:
-            lips = self.prior.visual_features(lips)
-            log_likelihood, kl = path_terms(self.prior, power, lips, heard)
-            loss = (self.recipe.training.kl_weight * kl - log_likelihood).sum()
+            loss = path_loss(self.prior, power, lips, heard, self.recipe.training.kl_weight)
             return loss, power.new_ones(1, index.numel())
         if self.prior.num_components == 1:
-            default = (
-                TraceEnum_ELBO(max_plate_nesting=1) if self.enumerates else TraceMeanField_ELBO()
-            )
-            elbo = self.elbo or default
+            enumerating, plain = TraceEnum_ELBO(max_plate_nesting=1), TraceMeanField_ELBO()
+            elbo = self.elbo or (enumerating if self.enumerates else plain)
             lips = self.prior.visual_features(lips)  # once for model and guide
             loss = elbo.differentiable_loss(model, guide, power, lips, **heard_by)
             return loss, power.new_ones(1, len(power))
@@ -328,7 +316,7 @@ def enumerated_negative_elbo(
 
 
 @torch.no_grad()
-def validate(prior: Any, frames: Frames, *, seed: int) -> JSON:
+def validate(prior: Any, frames: Frames, *, seed: int, cut: int = 0) -> JSON:
     """The bound (17) and its parts on held-out frames, in nats a frame, by draws of a fixed seed.
 
     r(alpha_n) is (22) at one draw of every encoder, and J_k is taken at another: for r that does not know J's draw the
@@ -338,6 +326,9 @@ def validate(prior: Any, frames: Frames, *, seed: int) -> JSON:
     never learns, and epochs are then told apart by how prior and decoder fit the codes that it began with.
     """
     device = prior.mixing_weight.device
+    if cut:
+        with seeded(seed, device=device):
+            return validate_paths(prior, frames, cut)
     sums = torch.zeros(3, device=device)
     responsibility = torch.zeros_like(prior.mixing_weight)
     encoders = getattr(prior, "alternate", ()) or (None,)
