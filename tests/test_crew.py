@@ -65,7 +65,7 @@ def test_two_processes_are_one_with_twice_the_batch(
     """(18): the same minibatches, draws and gradients, so the same curve and weights; 37 frames are odd to share."""
     values = {"model": model, "r": r, "epochs": 3}
     ours, theirs = (recipe(tmp_path, **values, batch=batch) for batch in (37, 74))
-    arguments = ["-m", "pyro_avse", "train", str(ours), "--data", str(tiny_corpus)]
+    arguments = ["-m", "pyro_avse.cli", "train", str(ours), "--data", str(tiny_corpus)]
     found = subprocess.run(
         [*TORCHRUN, *arguments, "--out", str(tmp_path / "two")],
         env=environment(),
@@ -97,7 +97,7 @@ def test_a_lost_worker_ends_the_run_in_a_line_and_it_goes_on(
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = str(free.getsockname()[1])
-        command = [sys.executable, "-m", "pyro_avse", "train", str(path), "--data"]
+        command = [sys.executable, "-m", "pyro_avse.cli", "train", str(path), "--data"]
         command += [str(tiny_corpus), "--out", str(out), *more]
         told = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
         told["TORCHELASTIC_RUN_ID"] = "test"

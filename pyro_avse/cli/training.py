@@ -26,7 +26,7 @@ def train(
 ) -> None:
     """Train a speech prior from clean speech, all stages of a pipeline, or a guide for noisy speech.
 
-    By several processes: torchrun --nproc-per-node 2 -m pyro_avse train RECIPE ...
+    By several processes: torchrun --nproc-per-node 2 -m pyro_avse.cli train RECIPE ...
     """
     from pyro_avse.training.crew import crew_of_environment
     from pyro_avse.training.recipe import GuideRecipe, Recipe, load_recipe

@@ -1,6 +1,6 @@
 """Several processes that train one prior: DistributedDataParallel, over gloo. [Li et al. 2020]
 
-    torchrun --nproc-per-node 2 -m pyro_avse train RECIPE --data FOLDER --out FOLDER
+    torchrun --nproc-per-node 2 -m pyro_avse.cli train RECIPE --data FOLDER --out FOLDER
 
 Every process holds the prior and the data. A minibatch has `batch_size` frames a process, each takes its share, and the
 gradients are averaged. A share's noise and codes are drawn as one process would draw them for the whole minibatch, so

@@ -1,5 +1,0 @@
-"""`python -m pyro_avse`: the command line, as `torchrun` starts it."""
-
-from pyro_avse.cli import main
-
-main()
