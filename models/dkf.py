@@ -21,8 +21,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pyro_avse.models.dynamical import Dynamical
-from pyro_avse.models.nets import Decoder
-from pyro_avse.models.over_time import Head, Recurrence, join, loudness
+from pyro_avse.models.over_time import (
+    Move,
+    Recurrence,
+    ToldDecoder,
+    ToldEncoder,
+    join,
+    loudness,
+    silent,
+)
 from pyro_avse.typing import Codes, Power
 
 
@@ -37,7 +44,7 @@ class DKF(Dynamical):
         self,
         *,
         num_freqs: int = 513,
-        latent_dim: int = 16,
+        latent_dim: int = 32,
         hidden: int = 128,
         features: int = 128,
         embedding: int = 64,
@@ -45,10 +52,10 @@ class DKF(Dynamical):
         super().__init__(num_freqs, latent_dim, hidden, features, embedding)
         C = self.context_dim
         self.move = GatedTransition(latent_dim, C, hidden)
-        self.decoder = Decoder(latent_dim + C, hidden, num_freqs)
+        self.decoder = ToldDecoder(latent_dim, C, hidden, num_freqs)
         self.spectrum = nn.Linear(num_freqs, hidden)
         self.ear = Recurrence(hidden + C, hidden, "backwards")
-        self.encoder = Head(latent_dim + hidden, hidden, latent_dim)
+        self.encoder = ToldEncoder(num_freqs, latent_dim + hidden, hidden, latent_dim)
 
     def transition(
         self, previous: Codes, context: Tensor | None, memory: Any
@@ -58,18 +65,19 @@ class DKF(Dynamical):
 
     def decode(self, z: Codes, context: Tensor | None) -> Float[Tensor, "*batch frame freq"]:
         """log sigma(z_n)."""
-        log_variance: Tensor = self.decoder(join(z, context))
+        log_variance: Tensor = self.decoder(z, context)
         return log_variance
 
     def hear(self, power: Power, context: Tensor | None) -> Float[Tensor, "*utterance frame heard"]:
         """The LSTM over s_n:N."""
         y = torch.tanh(self.spectrum(loudness(power)))
-        g: Tensor = self.ear(join(y, context), self.mask)
-        return g
+        g = self.ear(join(y, context), self.mask)
+        return join(self.encoder.hidden(power), g)
 
     def infer(self, previous: Codes, heard: Tensor, memory: Any) -> tuple[Tensor, Tensor, Any]:
         """q(z_n | z_n-1, s_n:N)."""
-        return *self.encoder(join(previous, heard)), None
+        y, told = heard.tensor_split([self.encoder.hidden.out_features], -1)
+        return *self.encoder(y, join(previous, told)), None
 
 
 class AVDKF(DKF):
@@ -83,12 +91,15 @@ class AVDKF(DKF):
 
 
 class GatedTransition(nn.Module):
-    """N((1 - g) * linear(z) + g * network(z), diag sigma(z)); lips, where there are, enter gate and networks."""
+    """N((1 - g) * linear(z) + g * network(z), diag sigma(z)); lips, where there are, enter gate and networks.
+
+    As long as nothing is learned, N(0, I).
+    """
 
     def __init__(self, latent_dim: int, context: int, hidden: int) -> None:
         super().__init__()
-        self.linear = nn.Linear(latent_dim, latent_dim)
-        self.network = Head(latent_dim + context, hidden, latent_dim)
+        self.linear = silent(nn.Linear(latent_dim, latent_dim))
+        self.network = Move(latent_dim + context, hidden, latent_dim)
         self.gate_hidden = nn.Linear(latent_dim + context, hidden)
         self.gate = nn.Linear(hidden, latent_dim)
 

@@ -20,8 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pyro_avse.models.dynamical import Summarised
-from pyro_avse.models.nets import Decoder
-from pyro_avse.models.over_time import Head, Recurrence, join, loudness
+from pyro_avse.models.over_time import Move, Recurrence, ToldDecoder, ToldEncoder, join, loudness
 from pyro_avse.typing import Codes, Power
 
 
@@ -36,7 +35,7 @@ class DSAE(Summarised):
         self,
         *,
         num_freqs: int = 513,
-        latent_dim: int = 16,
+        latent_dim: int = 32,
         hidden: int = 128,
         features: int = 128,
         embedding: int = 64,
@@ -44,10 +43,10 @@ class DSAE(Summarised):
         super().__init__(num_freqs, latent_dim, hidden, features, embedding)
         C = self.context_dim
         self.time = Recurrence(C, hidden, "forwards")  # z_<n and lips, in place of w and lips
-        self.move = Head(hidden, hidden, latent_dim)
-        self.decoder = Decoder(latent_dim + C, hidden, num_freqs)
+        self.move = Move(hidden, hidden, latent_dim)
+        self.decoder = ToldDecoder(latent_dim, C, hidden, num_freqs)
         self.ear = Recurrence(hidden + C, hidden, "both")
-        self.encoder = Head(2 * hidden, hidden, latent_dim)
+        self.encoder = ToldEncoder(num_freqs, 2 * hidden, hidden, latent_dim)
 
     def transition(self, previous: Codes, context: Any, memory: Any) -> tuple[Tensor, Tensor, Any]:
         """p(z_n | z_<n), which does not know w."""
@@ -57,18 +56,19 @@ class DSAE(Summarised):
 
     def decode(self, z: Codes, context: Any) -> Float[Tensor, "*batch frame freq"]:
         """log sigma(z_n, w)."""
-        log_variance: Tensor = self.decoder(join(z, context))
+        log_variance: Tensor = self.decoder(z, context)
         return log_variance
 
     def hear(self, power: Power, context: Any) -> Float[Tensor, "*utterance frame heard"]:
         """The LSTM over s_1:N and w."""
         y = torch.tanh(self.spectrum(loudness(power)))
-        g: Tensor = self.ear(join(y, context), self.mask)
-        return g
+        g = self.ear(join(y, context), self.mask)
+        return join(self.encoder.hidden(power), g)
 
     def infer(self, previous: Codes, heard: Tensor, memory: Any) -> tuple[Tensor, Tensor, Any]:
         """q(z_n | w, s_1:N)."""
-        return *self.encoder(heard), None
+        y, told = heard.tensor_split([self.encoder.hidden.out_features], -1)
+        return *self.encoder(y, told), None
 
 
 class AVDSAE(DSAE):

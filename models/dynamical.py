@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from pyro_avse.distributions import ComplexNormal, Path, unchecked_normal
 from pyro_avse.models.nets import LipsEmbedding, diagonal_normal, standard_normal
-from pyro_avse.models.over_time import Head, Recurrence, join, loudness
+from pyro_avse.models.over_time import Move, Recurrence, join, loudness
 from pyro_avse.typing import Codes, FrameMask, Power
 
 Step = Callable[[Tensor, Any, Any], tuple[Tensor, Tensor, Any]]
@@ -257,7 +257,7 @@ class Summarised(Dynamical):
         super().__init__(num_freqs, latent_dim, hidden, features, embedding)
         self.spectrum = nn.Linear(num_freqs, hidden)
         self.listen = Recurrence(hidden, hidden, "both")
-        self.summary = Head(2 * hidden, hidden, latent_dim)
+        self.summary = Move(2 * hidden, hidden, latent_dim)
         self.context_dim += latent_dim
 
     def summarise(self, power: Power) -> Independent:

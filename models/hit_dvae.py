@@ -23,8 +23,15 @@ from torch import Tensor, nn
 
 from pyro_avse.distributions import Path
 from pyro_avse.models.dynamical import Summarised, own_past
-from pyro_avse.models.nets import Decoder
-from pyro_avse.models.over_time import CausalAttention, Head, Recurrence, join, loudness
+from pyro_avse.models.over_time import (
+    CausalAttention,
+    Move,
+    Recurrence,
+    ToldDecoder,
+    ToldEncoder,
+    join,
+    loudness,
+)
 from pyro_avse.typing import Codes, Power
 
 
@@ -40,7 +47,7 @@ class HiTDVAE(Summarised):
         self,
         *,
         num_freqs: int = 513,
-        latent_dim: int = 16,
+        latent_dim: int = 32,
         hidden: int = 128,
         unheard: float = 0.5,
         features: int = 128,
@@ -51,11 +58,11 @@ class HiTDVAE(Summarised):
         self.context_dim += hidden
         C = self.context_dim
         self.token, self.look = nn.Linear(latent_dim + C, hidden), CausalAttention(hidden)
-        self.move = Head(hidden, hidden, latent_dim)
+        self.move = Move(hidden, hidden, latent_dim)
         self.own_token, self.own_look = nn.Linear(latent_dim + C, hidden), CausalAttention(hidden)
-        self.decoder = Decoder(hidden, hidden, num_freqs)
+        self.decoder = ToldDecoder(latent_dim, hidden, hidden, num_freqs)
         self.ear = Recurrence(hidden + C, hidden, "both")
-        self.encoder = Head(2 * hidden, hidden, latent_dim)
+        self.encoder = ToldEncoder(num_freqs, 2 * hidden, hidden, latent_dim)
 
     def context(self, lips: Tensor | None, num_frames: int) -> Tensor:
         """v_n, w and s_n-1."""
@@ -73,18 +80,19 @@ class HiTDVAE(Summarised):
 
     def decode(self, z: Codes, context: Any) -> Float[Tensor, "*batch frame freq"]:
         """log sigma(w, z_1:n, s_<n)."""
-        log_variance: Tensor = self.decoder(self.own_look(self.own_token(join(z, context)))[0])
+        log_variance: Tensor = self.decoder(z, self.own_look(self.own_token(join(z, context)))[0])
         return log_variance
 
     def hear(self, power: Power, context: Any) -> Float[Tensor, "*utterance frame heard"]:
         """The LSTM over s_1:N and w."""
         y = torch.tanh(self.spectrum(loudness(power)))
-        g: Tensor = self.ear(join(y, context), self.mask)
-        return g
+        g = self.ear(join(y, context), self.mask)
+        return join(self.encoder.hidden(power), g)
 
     def infer(self, previous: Codes, heard: Tensor, memory: Any) -> tuple[Tensor, Tensor, Any]:
         """q(z_n | w, s_1:N)."""
-        return *self.encoder(heard), None
+        y, told = heard.tensor_split([self.encoder.hidden.out_features], -1)
+        return *self.encoder(y, told), None
 
     def told(self, power: Power, lips: Tensor | None) -> Any:
         """Of s_<n, and of w."""

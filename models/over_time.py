@@ -1,4 +1,7 @@
-"""Networks over time: LSTMs with padding, causal attention, and how they hear a spectrum."""
+"""Networks over time: LSTMs with padding, causal attention, and A-VAE's networks told of what they remember.
+
+Whatever memory adds starts at nothing, so that a dynamical prior may start as a trained A-VAE and its N(0, I).
+"""
 
 from typing import Any, Literal
 
@@ -24,18 +27,66 @@ def join(*parts: Tensor | None) -> Tensor:
     return torch.cat([part.expand(*front, part.shape[-1]) for part in known], -1)
 
 
-class Head(nn.Module):
-    """tanh layer, then mean and log-variance."""
+class Move(nn.Module):
+    """tanh layer, then mean and log-variance of a frame's code; as long as nothing is learned, N(0, I)."""
 
     def __init__(self, inputs: int, hidden: int, latent_dim: int) -> None:
         super().__init__()
         self.hidden = nn.Linear(inputs, hidden)
-        self.mean = nn.Linear(hidden, latent_dim)
-        self.log_variance = nn.Linear(hidden, latent_dim)
+        self.mean = silent(nn.Linear(hidden, latent_dim))
+        self.log_variance = silent(nn.Linear(hidden, latent_dim))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         h = torch.tanh(self.hidden(x))
         return self.mean(h), self.log_variance(h)
+
+
+class ToldEncoder(nn.Module):
+    """q(z_n | s_n, ...): A-VAE's encoder, whose hidden layer is told besides what memory makes of other frames.
+
+    That starts at nothing: with A-VAE's `hidden`, `mean` and `log_variance` it is A-VAE's encoder.
+    """
+
+    def __init__(self, num_freqs: int, told: int, hidden: int, latent_dim: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(num_freqs, hidden)
+        self.told = silent(nn.Linear(told, hidden, bias=False))
+        self.mean = nn.Linear(hidden, latent_dim)
+        self.log_variance = nn.Linear(hidden, latent_dim)
+
+    def forward(
+        self, heard: Float[Tensor, "*batch frame hidden"], told: Float[Tensor, "*batch frame told"]
+    ) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance; `heard` is `hidden` of the spectrum."""
+        h = torch.tanh(heard + self.told(told))
+        return self.mean(h), self.log_variance(h)
+
+
+class ToldDecoder(nn.Module):
+    """log sigma(z_n, ...): A-VAE's decoder, whose hidden layer is told besides what memory makes of other frames.
+
+    That starts at nothing: with A-VAE's `hidden` and `log_variance` it is A-VAE's decoder.
+    """
+
+    def __init__(self, latent_dim: int, told: int, hidden: int, num_freqs: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(latent_dim, hidden)
+        self.told = silent(nn.Linear(told, hidden, bias=False)) if told else None
+        self.log_variance = nn.Linear(hidden, num_freqs)
+
+    def forward(self, z: Tensor, told: Tensor | None) -> Float[Tensor, "*batch frame freq"]:
+        h = self.hidden(z)
+        if self.told is not None:
+            h = h + self.told(told)
+        log_variance: Tensor = self.log_variance(torch.tanh(h))
+        return log_variance
+
+
+def silent(linear: nn.Linear) -> nn.Linear:
+    """With all weights at 0."""
+    for parameter in linear.parameters():
+        nn.init.zeros_(parameter)
+    return linear
 
 
 class Recurrence(nn.Module):

@@ -23,8 +23,8 @@ from pyro.distributions import Independent
 from torch import Tensor, nn
 
 from pyro_avse.models.dynamical import Dynamical
-from pyro_avse.models.nets import Decoder, standard_normal
-from pyro_avse.models.over_time import Head, Recurrence, join, loudness
+from pyro_avse.models.nets import standard_normal
+from pyro_avse.models.over_time import Recurrence, ToldDecoder, ToldEncoder, join, loudness
 from pyro_avse.typing import Codes, Power
 
 
@@ -40,7 +40,7 @@ class RVAE(Dynamical):
         self,
         *,
         num_freqs: int = 513,
-        latent_dim: int = 16,
+        latent_dim: int = 32,
         hidden: int = 128,
         causal: bool = False,
         features: int = 128,
@@ -50,11 +50,12 @@ class RVAE(Dynamical):
         self.options["causal"] = causal
         C = self.context_dim
         self.time = Recurrence(latent_dim + C, hidden, "forwards" if causal else "both")
-        self.decoder = Decoder(self.time.size + latent_dim, hidden, num_freqs)
+        self.decoder = ToldDecoder(latent_dim, self.time.size + C, hidden, num_freqs)
         self.spectrum = nn.Linear(num_freqs, hidden)
         self.ear = Recurrence(hidden + C, hidden, "backwards" if causal else "both")
         self.codes = Recurrence(latent_dim, hidden // 2, "forwards")
-        self.encoder = Head(self.ear.size + self.codes.size, hidden, latent_dim)
+        told = self.codes.size + self.ear.size + C
+        self.encoder = ToldEncoder(num_freqs, told, hidden, latent_dim)
 
     def latent_prior(self, lips: Tensor | None) -> Independent:
         """N(0, I): batch (1, 1), for any frame."""
@@ -63,19 +64,20 @@ class RVAE(Dynamical):
     def decode(self, z: Codes, context: Tensor | None) -> Float[Tensor, "*batch frame freq"]:
         """log sigma(h_n); the decoder sees z_n itself too."""
         h = self.time(join(z, context), self.mask)
-        log_variance: Tensor = self.decoder(join(h, z))
+        log_variance: Tensor = self.decoder(z, join(h, context))
         return log_variance
 
     def hear(self, power: Power, context: Tensor | None) -> Float[Tensor, "*utterance frame heard"]:
-        """The LSTM over the spectra."""
+        """The spectrum itself, and the LSTM over the spectra."""
         y = torch.tanh(self.spectrum(loudness(power)))
-        g: Tensor = self.ear(join(y, context), self.mask)
-        return g
+        g = self.ear(join(y, context), self.mask)
+        return join(self.encoder.hidden(power), g, context)
 
     def infer(self, previous: Codes, heard: Tensor, memory: Any) -> tuple[Tensor, Tensor, Any]:
         """q(z_n | z_<n, ...)."""
         d, memory = self.codes.carry_on(previous, memory)
-        return *self.encoder(join(d, heard)), memory
+        y, told = heard.tensor_split([self.encoder.hidden.out_features], -1)
+        return *self.encoder(y, join(d, told)), memory
 
 
 class AVRVAE(RVAE):

@@ -22,8 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pyro_avse.models.dynamical import Remembering
-from pyro_avse.models.nets import Decoder
-from pyro_avse.models.over_time import Head, Recurrence, join, loudness
+from pyro_avse.models.over_time import Move, Recurrence, ToldDecoder, ToldEncoder, join, loudness
 from pyro_avse.typing import Codes, Power
 
 
@@ -39,7 +38,7 @@ class SRNN(Remembering):
         self,
         *,
         num_freqs: int = 513,
-        latent_dim: int = 16,
+        latent_dim: int = 32,
         hidden: int = 128,
         unheard: float = 0.5,
         features: int = 128,
@@ -47,10 +46,10 @@ class SRNN(Remembering):
     ) -> None:
         super().__init__(num_freqs, latent_dim, hidden, unheard, features, embedding)
         C = self.context_dim  # v_n and h_n
-        self.move = Head(latent_dim + C, hidden, latent_dim)
-        self.decoder = Decoder(latent_dim + C, hidden, num_freqs)
+        self.move = Move(latent_dim + C, hidden, latent_dim)
+        self.decoder = ToldDecoder(latent_dim, C, hidden, num_freqs)
         self.ear = Recurrence(hidden + C, hidden, "backwards")
-        self.encoder = Head(latent_dim + hidden, hidden, latent_dim)
+        self.encoder = ToldEncoder(num_freqs, latent_dim + hidden, hidden, latent_dim)
 
     def transition(
         self, previous: Codes, context: Tensor | None, memory: Any
@@ -60,18 +59,19 @@ class SRNN(Remembering):
 
     def decode(self, z: Codes, context: Tensor | None) -> Float[Tensor, "*batch frame freq"]:
         """log sigma(z_n, h_n)."""
-        log_variance: Tensor = self.decoder(join(z, context))
+        log_variance: Tensor = self.decoder(z, context)
         return log_variance
 
     def hear(self, power: Power, context: Tensor | None) -> Float[Tensor, "*utterance frame heard"]:
         """g_n."""
         y = torch.tanh(self.spectrum(loudness(power)))
-        g: Tensor = self.ear(join(y, context), self.mask)
-        return g
+        g = self.ear(join(y, context), self.mask)
+        return join(self.encoder.hidden(power), g)
 
     def infer(self, previous: Codes, heard: Tensor, memory: Any) -> tuple[Tensor, Tensor, Any]:
         """q(z_n | z_n-1, g_n)."""
-        return *self.encoder(join(previous, heard)), None
+        y, told = heard.tensor_split([self.encoder.hidden.out_features], -1)
+        return *self.encoder(y, join(previous, told)), None
 
 
 class AVSRNN(SRNN):

@@ -20,8 +20,8 @@ from pyro.distributions import Independent
 from torch import Tensor
 
 from pyro_avse.models.dynamical import Remembering
-from pyro_avse.models.nets import Decoder, standard_normal
-from pyro_avse.models.over_time import Head, Recurrence, join, loudness
+from pyro_avse.models.nets import standard_normal
+from pyro_avse.models.over_time import Recurrence, ToldDecoder, ToldEncoder, join, loudness
 from pyro_avse.typing import Codes, Power
 
 
@@ -37,7 +37,7 @@ class STORN(Remembering):
         self,
         *,
         num_freqs: int = 513,
-        latent_dim: int = 16,
+        latent_dim: int = 32,
         hidden: int = 128,
         unheard: float = 0.5,
         features: int = 128,
@@ -46,9 +46,9 @@ class STORN(Remembering):
         super().__init__(num_freqs, latent_dim, hidden, unheard, features, embedding)
         C = self.context_dim
         self.time = Recurrence(latent_dim + C, hidden, "forwards")
-        self.decoder = Decoder(latent_dim + hidden, hidden, num_freqs)
+        self.decoder = ToldDecoder(latent_dim, hidden, hidden, num_freqs)
         self.ear = Recurrence(hidden + C, hidden, "both")
-        self.encoder = Head(2 * hidden, hidden, latent_dim)
+        self.encoder = ToldEncoder(num_freqs, 2 * hidden, hidden, latent_dim)
 
     def latent_prior(self, lips: Tensor | None) -> Independent:
         """N(0, I): batch (1, 1), for any frame."""
@@ -56,18 +56,19 @@ class STORN(Remembering):
 
     def decode(self, z: Codes, context: Tensor | None) -> Float[Tensor, "*batch frame freq"]:
         """log sigma(h_n); the decoder sees z_n itself too."""
-        log_variance: Tensor = self.decoder(join(self.time(join(z, context)), z))
+        log_variance: Tensor = self.decoder(z, self.time(join(z, context)))
         return log_variance
 
     def hear(self, power: Power, context: Tensor | None) -> Float[Tensor, "*utterance frame heard"]:
         """The LSTM over s_1:N."""
         y = torch.tanh(self.spectrum(loudness(power)))
-        g: Tensor = self.ear(join(y, context), self.mask)
-        return g
+        g = self.ear(join(y, context), self.mask)
+        return join(self.encoder.hidden(power), g)
 
     def infer(self, previous: Codes, heard: Tensor, memory: Any) -> tuple[Tensor, Tensor, Any]:
         """q(z_n | s_1:N)."""
-        return *self.encoder(heard), None
+        y, told = heard.tensor_split([self.encoder.hidden.out_features], -1)
+        return *self.encoder(y, told), None
 
 
 class AVSTORN(STORN):

@@ -16,13 +16,11 @@ In `AVVRNN` every network sees the lips' embedding v_n besides.
 
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from pyro_avse.models.dynamical import Remembering
-from pyro_avse.models.nets import Decoder
-from pyro_avse.models.over_time import Head, Recurrence, join, loudness
+from pyro_avse.models.over_time import Move, Recurrence, ToldDecoder, ToldEncoder, join
 from pyro_avse.typing import Codes, Power
 
 
@@ -38,7 +36,7 @@ class VRNN(Remembering):
         self,
         *,
         num_freqs: int = 513,
-        latent_dim: int = 16,
+        latent_dim: int = 32,
         hidden: int = 128,
         unheard: float = 0.5,
         features: int = 128,
@@ -47,9 +45,9 @@ class VRNN(Remembering):
         super().__init__(num_freqs, latent_dim, hidden, unheard, features, embedding)
         C = self.context_dim
         self.time = Recurrence(latent_dim + C, hidden, "forwards")
-        self.move = Head(hidden, hidden, latent_dim)
-        self.decoder = Decoder(latent_dim + hidden, hidden, num_freqs)
-        self.encoder = Head(hidden + hidden, hidden, latent_dim)
+        self.move = Move(hidden, hidden, latent_dim)
+        self.decoder = ToldDecoder(latent_dim, hidden, hidden, num_freqs)
+        self.encoder = ToldEncoder(num_freqs, hidden, hidden, latent_dim)
 
     def transition(
         self, previous: Codes, context: Tensor | None, memory: Any
@@ -61,18 +59,18 @@ class VRNN(Remembering):
     def decode(self, z: Codes, context: Tensor | None) -> Float[Tensor, "*batch frame freq"]:
         """log sigma(z_n, h_n)."""
         previous = nn.functional.pad(z[..., :-1, :], (0, 0, 1, 0))
-        log_variance: Tensor = self.decoder(join(z, self.time(join(previous, context))))
+        log_variance: Tensor = self.decoder(z, self.time(join(previous, context)))
         return log_variance
 
     def hear(self, power: Power, context: Tensor | None) -> Float[Tensor, "*utterance frame heard"]:
         """s_n, and the context for h_n."""
-        return join(torch.tanh(self.spectrum(loudness(power))), context)
+        return join(self.encoder.hidden(power), context)
 
     def infer(self, previous: Codes, heard: Tensor, memory: Any) -> tuple[Tensor, Tensor, Any]:
         """q(z_n | h_n, s_n)."""
-        y, context = heard.split((heard.shape[-1] - self.context_dim, self.context_dim), -1)
+        y, context = heard.tensor_split([self.encoder.hidden.out_features], -1)
         h, memory = self.time.carry_on(join(previous, context), memory)
-        return *self.encoder(join(h, y)), memory
+        return *self.encoder(y, h), memory
 
 
 class AVVRNN(VRNN):

@@ -28,12 +28,21 @@ STORIES = [name for name in DYNAMICAL if not name.startswith("av_")]
 FRAMES = 4
 
 
+@torch.no_grad()
+def awake(prior: Any) -> Any:
+    """A prior in evaluation, in which memory and lips, which start at nothing, matter."""
+    for parameter in prior.parameters():
+        if not parameter.any():
+            parameter.normal_()
+    return prior.eval()
+
+
 @pytest.fixture
 def known(small_prior: Any, random_power: Any, random_lips: Any) -> Any:
     """known("srnn", 2): a prior in evaluation, within utterances whose past it is told; and power and lips of them."""
 
     def build(name: str, *utterances: int, mask: Tensor | None = None) -> tuple[Any, Tensor, Any]:
-        prior, power = small_prior(name).eval(), random_power(*utterances, FRAMES, 7)
+        prior, power = awake(small_prior(name)), random_power(*utterances, FRAMES, 7)
         lips = random_lips(*utterances, FRAMES) if prior.uses_lips else None
         return prior.within(mask=mask, past=power if prior.uses_past else None), power, lips
 
@@ -184,11 +193,11 @@ def linear_dkf(small_prior: Any) -> tuple[Any, dict[str, Tensor]]:
         prior.move.linear.weight.copy_(A)
         prior.move.gate.bias.fill_(-50)  # g = 0: the linear move alone
         prior.move.network.log_variance.bias.copy_(P.log())
-        for net, out, target in (
-            (prior.decoder, prior.decoder.log_variance, B),
-            (prior.encoder, prior.encoder.mean, C),
+        for hidden, out, target in (
+            (prior.decoder.hidden, prior.decoder.log_variance, B),
+            (prior.encoder.told, prior.encoder.mean, C),
         ):
-            net.hidden.weight[:2, :2] = tiny * torch.eye(2)
+            hidden.weight[:2, :2] = tiny * torch.eye(2)
             out.weight[:, :2] = target / tiny
         prior.encoder.mean.bias.copy_(d)
         prior.encoder.log_variance.bias.copy_(Q.log())
@@ -312,7 +321,7 @@ SCHEMES = {
 )
 def test_schemes_of_paths(name: str, scheme: str, small_prior: Any) -> None:
     """What comes out of a batch is finite, and of its first utterance the same whatever pads the second."""
-    prior = small_prior(name).eval()
+    prior = awake(small_prior(name))
     x = torch.randn(2, 6, 7, dtype=torch.complex128)
     mask = torch.arange(6) < torch.tensor([[6], [4]])
     other = torch.where(mask[..., None], x, 100)
@@ -330,7 +339,7 @@ def test_schemes_of_paths_with_lips(
     name: str, scheme: str, small_prior: Any, random_lips: Any
 ) -> None:
     """The lips matter, whatever the scheme."""
-    prior, x = small_prior(name).eval(), torch.randn(6, 7, dtype=torch.complex128)
+    prior, x = awake(small_prior(name)), torch.randn(6, 7, dtype=torch.complex128)
     one, two = (SCHEMES[scheme](prior, x, random_lips(6), seed=3).speech for _ in range(2))
     assert one.isfinite().all()
     assert not torch.equal(one, two)
@@ -373,3 +382,22 @@ def test_memory_is_carried_by_lstms_as_torch_runs_them() -> None:
     expected, _ = nn.utils.rnn.pad_packed_sequence(theirs(packed)[0], batch_first=True)
     torch.testing.assert_close(ours(x, mask)[mask], expected[mask])
     torch.testing.assert_close(ours(x), theirs(x)[0])
+
+
+@pytest.mark.parametrize("name", STORIES)
+def test_a_prior_may_start_as_a_vae(name: str, random_power: Any) -> None:
+    """With A-VAE's networks, as the recipes copy them, and memory still silent: A-VAE's prior, decoder and encoder."""
+    sizes = {"num_freqs": 7, "latent_dim": 2, "hidden": 6}
+    a_vae, prior, power = MODELS["a_vae"](**sizes), MODELS[name](**sizes).eval(), random_power(4, 7)
+    for network in ("hidden", "log_variance"):
+        source = a_vae.decoder.get_submodule(network)
+        prior.decoder.get_submodule(network).load_state_dict(source.state_dict())
+    for network in ("hidden", "mean", "log_variance"):
+        source = a_vae.audio_encoder.get_submodule(network)
+        prior.encoder.get_submodule(network).load_state_dict(source.state_dict())
+    z = torch.randn(4, 2)
+    torch.testing.assert_close(prior.log_variance(z, None), a_vae.log_variance(z, None))
+    torch.testing.assert_close(prior.log_prior(z, None)[0], a_vae.latent_prior(None).log_prob(z)[0])
+    q, expected = prior.encode(power, None), a_vae.encode(power, None)
+    torch.testing.assert_close(q.mean, expected.mean)
+    torch.testing.assert_close(q.stddev, expected.stddev)
