@@ -1,5 +1,5 @@
-"""docs/EQUATIONS.md: all 72 equations of the two sources are there, and those of dynamical priors; each symbol cites its
-number, each test exists.
+"""docs/EQUATIONS.md: all 72 equations of the two sources are there, and those of dynamical priors; symbols cite their
+numbers, tests exist.
 """
 
 import ast
