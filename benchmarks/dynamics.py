@@ -9,7 +9,7 @@ five SNRs. Nothing of these noises has trained anything.
 
     schemes   ldem without a guide, in the same steps for every prior; what `enhance` takes; and, with --schemes, others
     ladder    the code of the clean recording and the true noise, averaged over five frames, are known; or the noise is,
-              and z is found by 100 tamed Langevin steps from the clean code, or from the noisy start (priors without lips)
+              and z is found by 100 tamed Langevin steps from the clean code, or the noisy start (priors without lips)
 
 Scores are means of SI-SDR in dB and of STOI; time is process time of one thread a second of sound.
 """
