@@ -26,7 +26,7 @@ from pyro_avse.inference.run import unchecked
 from pyro_avse.inference.speakers_target import combine, of_combination
 from pyro_avse.inference.wiener import Draws, Weights
 from pyro_avse.models.nmf_noise import NoiseModel
-from pyro_avse.typing import FrameMask, InputError, Power, Spectrum, SpeechPrior
+from pyro_avse.typing import FrameMask, InputError, Power, Spectrum, SpeechPrior, couples_frames
 
 S = TypeVar("S", bound=MCState)
 
@@ -71,8 +71,10 @@ def observe_speakers(
 ) -> SpeakersObservation:
     """As `observe`, with lips (..., speaker, frame, 67, 67) and their mask (..., speaker, frame).
 
-    Raises InputError for lips of another number of speakers, none or frames without where the prior needs them.
+    Raises InputError for a prior that couples frames; lips of another number of speakers, none or frames without where the prior needs them.
     """
+    if couples_frames(prior):
+        raise InputError("several speakers need a prior whose frames are independent: take vae_mm")
     if lips is not None and lips.shape[mixture.dim() - 2] != speakers:
         raise InputError(
             f"lips of {lips.shape[mixture.dim() - 2]} speakers for {speakers}: give one pair of lips for each"
