@@ -71,7 +71,8 @@ def observe_speakers(
 ) -> SpeakersObservation:
     """As `observe`, with lips (..., speaker, frame, 67, 67) and their mask (..., speaker, frame).
 
-    Raises InputError for a prior that couples frames; lips of another number of speakers, none or frames without where the prior needs them.
+    Raises InputError for a prior that couples frames; lips of another number of speakers; none, or frames without,
+    where the prior needs them.
     """
     if couples_frames(prior):
         raise InputError("several speakers need a prior whose frames are independent: take vae_mm")
