@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_avse.data.lips.augment import augment_lips
 from pyro_avse.enhancement.enhancer import Enhancer
 from pyro_avse.inference.guided import Guided
 from pyro_avse.inference.ldem import LDEM
@@ -53,16 +52,6 @@ def test_a_share_of_the_past_is_what_the_prior_decodes(random_power: Any) -> Non
     assert 0.2 < 1 - same.float().mean() < 0.6
     assert torch.equal(own_past(prior, power, None, 0.0), power)
     assert torch.equal(own_past(prior.eval(), power, None, 0.4), power)
-
-
-def test_pictures_of_a_cut_are_changed_alike() -> None:
-    """One picture twice is changed alike within a cut, and otherwise in the next."""
-    torch.manual_seed(0)
-    lips = torch.randint(0, 256, (1, 67, 67), dtype=torch.uint8).expand(6, 67, 67)
-    found = augment_lips(lips, 1.0, alike=3)
-    assert torch.equal(found[0], found[1])
-    assert torch.equal(found[0], found[2])
-    assert not torch.equal(found[0], found[3])
 
 
 def tiny(name: str) -> Recipe:
