@@ -11,6 +11,7 @@ import typer
 
 from pyro_avse.cli.app import (
     DeviceOption,
+    FaceOption,
     JsonFlag,
     SeedOption,
     ThreadsOption,
@@ -85,6 +86,7 @@ def enhance(
     track: Annotated[
         int, typer.Option(min=0, help="Of a video with more than one sound, from 0.")
     ] = 0,
+    face: FaceOption = "auto",
     block: Annotated[
         float, typer.Option(help="Seconds: longer sound is enhanced in such blocks; 0: as a whole.")
     ] = 30,
@@ -112,6 +114,7 @@ def enhance(
         "strength": strength,
         "channel": channel,
         "track": track,
+        "face": face,
         "block": block,
         "seed": seed,
         "device": device,

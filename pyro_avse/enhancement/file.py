@@ -6,6 +6,7 @@ Everything that can be refused is refused before any work: the recording, the pl
 """
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -48,6 +49,7 @@ def enhance_file(
     reference: str | os.PathLike[str] | None = None,
     channel: str | int = "auto",
     track: int = 0,
+    face: str = "auto",
     block: float = 30.0,
     seed: int = 0,
     device: str = "auto",
@@ -71,12 +73,15 @@ def enhance_file(
         reference: clean speech, to score against.
         channel: "auto" (the first, unless the voice is on another), "first", "mean", or an index from 0.
         track: of a video with more than one sound, from 0; the others are copied.
+        face: of a video with several, "left", "right", or a number from 0, counted from the left; "auto" is the one
+            whose lips go with the sound.
         block: seconds; longer sound is enhanced in such blocks; 0: as a whole.
         report: told what is done, line by line.
-        progress: told the fraction done, and a text; of blocks only.
+        progress: told the fraction done, and a text; while lips are cut, and of blocks.
 
     Returns:
-        What `measure` says: seconds, iterations, scores if there is a reference; and "files", what was written.
+        What `measure` says: seconds (those in which lips are cut as well), iterations, scores if there is a reference;
+        and "files", what was written.
 
     Raises:
         InputError: in one line, what cannot be used and what to do. Nothing is then written.
@@ -117,7 +122,17 @@ def enhance_file(
         clean = of_same_length(clean, audio)
     prior, stft = load_prior(model, guide=None if guide is None else os.fspath(guide))
     given = None if lips is None else Path(lips)
-    seen, said = find_lips(noisy, given, fps, prior, duration, audio.delay)
+    begun, start = 0.0, time.perf_counter()
+
+    def cutting(done: float, text: str) -> None:
+        nonlocal begun
+        begun = done / 2
+        progress(begun, text)
+
+    seen, said = find_lips(
+        noisy, given, fps, prior, duration, audio.delay, face=face, track=track, progress=cutting
+    )
+    cut = time.perf_counter() - start
     notes += said
     enhancer = Enhancer(prior, scheme, stft=stft, device=device)
     if isinstance(audio, Blocks):
@@ -127,7 +142,10 @@ def enhance_file(
         def write(pieces: Iterator[Piece]) -> None:
             places.write_pieces(mixed(pieces, strength), audio.sample_rate)
 
-        row = measure_blocks(enhancer, audio, seen, write, seed=seed, progress=progress)
+        def enhancing(done: float, text: str) -> None:
+            progress(begun + (1 - begun) * done, text)
+
+        row = measure_blocks(enhancer, audio, seen, write, seed=seed, progress=enhancing)
         row |= {"model": model, "inference": name}
     else:
         recording = enhancer.prepare(audio, seen)
@@ -137,6 +155,10 @@ def enhance_file(
         result, row = measure(enhancer, recording, model, name, clean, seed, strength=strength)
         speech = result.mix(strength)
         places.write(speech, result.recording - speech, result.sample_rate)
+    if begun:
+        progress(1.0, "enhanced")
+    row["seconds"] += cut
+    row["real_time_factor"] += cut / duration
     return row | {"files": places.files()}
 
 
