@@ -80,7 +80,8 @@ def enhance(
     ] = "own",
     reference: Annotated[Path | None, typer.Option(help="Clean speech, to score against.")] = None,
     channel: Annotated[
-        str, typer.Option(help="auto (the one with the voice), first, mean, or an index from 0.")
+        str,
+        typer.Option(help="auto (the one with the voice), all, first, mean, or an index from 0."),
     ] = "auto",
     iterations: Annotated[int | None, typer.Option(min=1, help="EM iterations at most.")] = None,
     track: Annotated[

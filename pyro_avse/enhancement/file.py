@@ -16,8 +16,9 @@ import numpy as np
 from jaxtyping import Float32
 
 from pyro_avse.data.media.audio import Audio, Blocks, load_audio
-from pyro_avse.data.media.saving import check_writable, save_pieces, save_together
+from pyro_avse.data.media.saving import check_writable, save_together
 from pyro_avse.defaults import DEFAULT_INFERENCE, DEFAULT_MODEL
+from pyro_avse.enhancement.channels import measure_channels, open_channels
 from pyro_avse.enhancement.enhancer import Enhancer, check_strength, mix
 from pyro_avse.enhancement.find import build_scheme
 from pyro_avse.enhancement.long import Piece, measure_blocks, open_sound
@@ -71,7 +72,8 @@ def enhance_file(
         strength: 0, the recording as it is, to 1.
         noise_out: sound; with `output` it sums to the recording.
         reference: clean speech, to score against.
-        channel: "auto" (the first, unless the voice is on another), "first", "mean", or an index from 0.
+        channel: "auto" (the first, unless the voice is on another), "first", "mean", "all" (each on its own; as many
+            come out), or an index from 0.
         track: of a video with more than one sound, from 0; the others are copied.
         face: of a video with several, "left", "right", or a number from 0, counted from the left; "auto" is the one
             whose lips go with the sound.
@@ -106,10 +108,23 @@ def enhance_file(
     name = inference if isinstance(inference, str) else type(inference).__name__
     notes = places.check()
     refuse_inputs([places.output, places.noise], files_read(noisy, lips, reference, model, guide))
-    audio = open_sound(noisy, channel=channel, block=block, track=track)
-    notes += audio.notes
+    channels: list[Audio | Blocks | None] = []
+    if channel == "all":
+        if reference is not None:
+            raise InputError("--reference with --channel all: scores are of one channel, name it")
+        channels = open_channels(noisy, block=block, track=track)
+        live = [opened for opened in channels if opened is not None]
+        audio = live[0]
+        notes += [note for note in audio.notes if all(note in other.notes for other in live)]
+    else:
+        audio = open_sound(noisy, channel=channel, block=block, track=track)
+        notes += audio.notes
     duration = audio.num_samples / audio.sample_rate
-    places = replace(places, head=max(0, round(audio.delay * audio.sample_rate)))
+    places = replace(
+        places,
+        head=max(0, round(audio.delay * audio.sample_rate)),
+        channels=max(1, len(channels)),
+    )
     if audio.delay > TOLD and kind_of(places.output) != "video":
         late = f"its sound starts {audio.delay:.2f} s after its pictures"
         notes.append(f"{noisy}: {late}: silence stands before it, so that it lies under them")
@@ -135,15 +150,29 @@ def enhance_file(
     cut = time.perf_counter() - start
     notes += said
     enhancer = Enhancer(prior, scheme, stft=stft, device=device)
-    if isinstance(audio, Blocks):
+
+    def enhancing(done: float, text: str) -> None:
+        progress(begun + (1 - begun) * done, text)
+
+    if channels:
+        for note in notes:
+            report(note)
+        report(f"{noisy}: {duration:.2f} s, {len(channels)} channels with {model} and {name}")
+
+        def write_all(pieces: Iterator[tuple[Waveform, Waveform]]) -> None:
+            mixed_pieces = ((mix(heard, speech, strength), heard) for speech, heard in pieces)
+            places.write_pieces(
+                ((speech, heard - speech) for speech, heard in mixed_pieces), audio.sample_rate
+            )
+
+        row = measure_channels(enhancer, channels, seen, write_all, seed=seed, progress=enhancing)
+        row |= {"model": model, "inference": name}
+    elif isinstance(audio, Blocks):
         for note in notes:
             report(note)
 
         def write(pieces: Iterator[Piece]) -> None:
             places.write_pieces(mixed(pieces, strength), audio.sample_rate)
-
-        def enhancing(done: float, text: str) -> None:
-            progress(begun + (1 - begun) * done, text)
 
         row = measure_blocks(enhancer, audio, seen, write, seed=seed, progress=enhancing)
         row |= {"model": model, "inference": name}
@@ -194,6 +223,8 @@ class Places:
     """Samples of silence before the sound, in files of sound: so much later than the pictures it starts."""
     track: int = 0
     """The sound of a video that is replaced."""
+    channels: int = 1
+    """Of what is written; pieces of several are (sample, channel)."""
 
     def check(self) -> list[str]:
         """What will be left out, a line each.
@@ -223,18 +254,21 @@ class Places:
             from pyro_avse.data.media.copying import copy_pictures
 
             speech, noise = (np.concatenate(parts) for parts in zip(*pieces, strict=True))
-            copy_pictures(self.output, self.noisy, speech, sample_rate, self.track)
+            copy_pictures(self.output, self.noisy, speech.T, sample_rate, self.track)
             if self.noise is not None:
-                save_pieces(self.noise, [self._silence(), noise], sample_rate)
+                quiet = ((self._silence(),), (noise,))
+                save_together([self.noise], quiet, sample_rate, self.channels)
             return
         both = chain([(self._silence(), self._silence())], pieces)
         if self.noise is None:
-            save_together([self.output], ((speech,) for speech, _ in both), sample_rate)
+            alone = ((speech,) for speech, _ in both)
+            save_together([self.output], alone, sample_rate, self.channels)
         else:
-            save_together([self.output, self.noise], both, sample_rate)
+            save_together([self.output, self.noise], both, sample_rate, self.channels)
 
     def _silence(self) -> Waveform:
-        return np.zeros(self.head, np.float32)
+        shape = (self.head,) if self.channels == 1 else (self.head, self.channels)
+        return np.zeros(shape, np.float32)
 
     def files(self) -> JSON:
         """By what is in them."""
