@@ -74,7 +74,7 @@ def test_what_cannot_be(tmp_path: Path, run: Any) -> None:
     soundfile.write(tmp_path / "nine.wav", np.repeat(VOICES[:, :1], 9, axis=1), 16000)
     soundfile.write(tmp_path / "zeros.wav", 0 * VOICES, 16000)
     for name, output, options, message in [
-        ("a.wav", "o.wav", {"reference": tmp_path / "a.wav"}, "scores are of one channel"),
+        ("a.wav", "o.wav", {"reference": tmp_path / "a.wav"}, "are of one channel, not of all"),
         ("zeros.wav", "o.wav", {}, "zeros.wav is silent"),
         ("nine.wav", "o.m4a", {}, "no 9 channels: write .wav"),
         ("absent.wav", "o.wav", {}, "absent.wav"),
