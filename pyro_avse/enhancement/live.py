@@ -5,15 +5,16 @@
         play(stream.push(block))
     play(stream.flush())                           # as many samples came out as went in
 
-Every three frames (0.1 s) the window of the last 1.5 s is taken once more through the scheme's own E- and M-step. What
-it knew is carried on: W, H, the gain, the microphone's response and the chains. New frames start where the causal guide
-says: their codes, and H, at the dictionary W as it is, from the noise that it hears. Then the window's newest frames
+Every two frames (67 ms) the window of the last 1.5 s is taken once more through the scheme's own E- and M-step. What
+it knew is carried on: W, H, the gain, the microphone's response and the chains. The guide hears some frames ahead, which wait
+until they are heard. New frames start where it says: their codes, and H, at the dictionary W as it is, from the noise that it hears. Then the window's newest frames
 are filtered and leave. What is done is the scheme's EM on a window that slides; nothing depends on how samples were
 pushed.
 
 The front (`pyro_avse.enhancement.front`) is the offline one as far as can be: its high-pass runs forwards, and
-backwards over the 60 ms that are known after a frame; the level is that of the last 30 s; lone clicks stay. Memory is
-constant. `Stream.delay` seconds pass at most between a sample and its enhanced one: a window, three frames and 60 ms.
+backwards over the 30 ms that are known after a frame; the level is that of the last 30 s; lone clicks stay. Memory is
+constant. `Stream.delay` seconds pass at most between a sample and its enhanced one: a window, two frames, those that the
+guide hears ahead, and 30 ms.
 """
 
 import math
@@ -42,10 +43,10 @@ from pyro_avse.models.nmf_noise import NoiseModel
 from pyro_avse.stft import STFT
 from pyro_avse.typing import Guess, InputError
 
-BLOCK, WINDOW = 3, 45
+BLOCK, WINDOW = 2, 45
 """Frames that leave at once, and that are looked at."""
-AHEAD = 960
-"""Samples at 16 kHz that the high-pass looks ahead: 60 ms."""
+AHEAD = 480
+"""Samples at 16 kHz that the high-pass looks ahead: 30 ms."""
 LEVEL_MOMENTS = 940
 """The last 30 s say how loud the recording is."""
 LOW_CONTEXT = 2 * SAMPLE_RATE
@@ -122,16 +123,17 @@ class Stream:
         self._sound = Sound(self.stft)
         self._memory: Memory | None = None
         self._guess: Guess | None = None
-        self._spectra = torch.zeros(
-            0, self.stft.n_fft // 2 + 1, dtype=torch.complex64, device=self.device
-        )
+        none = torch.zeros(0, self.stft.n_fft // 2 + 1, dtype=torch.complex64, device=self.device)
+        self._spectra, self._ahead = none, none
+        """The window's, and those that the guide has heard but does not speak of yet."""
         self._out = Overlap(self.stft)
 
     @property
     def delay(self) -> float:
         """Seconds between a sample and its enhanced one, at most."""
         resampling = 0 if self._resamplers is None else 0.02
-        return (self.stft.n_fft + BLOCK * self.stft.hop + AHEAD) / SAMPLE_RATE + CHUNK + resampling
+        frames = BLOCK + self.guide.ear.ahead
+        return (self.stft.n_fft + frames * self.stft.hop + AHEAD) / SAMPLE_RATE + CHUNK + resampling
 
     def push(
         self, samples: Shaped[np.ndarray, "sample"], sample_rate: int | None = None
@@ -198,11 +200,21 @@ class Stream:
     @unchecked
     def _block(self, spectra: torch.Tensor) -> np.ndarray:
         """The enhanced samples that a block of frames completes."""
-        speech, level = torch.zeros_like(spectra), self._sound.level
-        if level > 0:  # not digital silence so far
-            speech = self._filtered(spectra.to(self.device), level).cpu()
-        heard = self._out.add(speech)
-        return heard + self._low(len(heard))
+        self._ahead = torch.cat([self._ahead, spectra.to(self.device)])
+        level = self._sound.level
+        if level == 0:  # digital silence so far, or for as long as the level remembers
+            due, self._ahead, self._memory = self._ahead, self._ahead[:0], None
+            return self._completed(torch.zeros_like(due))
+        x_new = self._ahead[-len(spectra) :] / level
+        guess, self._memory = self.guide.carry_on(x_new.abs().square().float(), self._memory)
+        count = guess.log_noise.mean.shape[-2]
+        due, self._ahead = self._ahead.tensor_split([count])
+        return self._completed(self._filtered(due, guess, level)) if count else np.zeros(0)
+
+    def _completed(self, speech: torch.Tensor) -> np.ndarray:
+        """The samples that the next frames of speech complete, what lies below the cutoff included."""
+        heard = self._out.add(speech.cpu())
+        return heard + self._low(len(heard)) if len(heard) else heard
 
     def _low(self, count: int) -> np.ndarray:
         """What of the newest `count` samples below the cutoff is speech's, by the last two seconds."""
@@ -215,14 +227,12 @@ class Stream:
         self._sound.forget(start)
         return found
 
-    def _filtered(self, spectra: torch.Tensor, level: float) -> torch.Tensor:
+    def _filtered(self, spectra: torch.Tensor, guess: Guess, level: float) -> torch.Tensor:
         """Speech of the newest frames, in the recording's unit."""
         new = len(spectra)
         if self.state is not None and self.level != level:
             self.state = rescaled(self.state, (self.level / level) ** 2)
         self.level = level
-        x_new = spectra / level
-        guess, self._memory = self.guide.carry_on(x_new.abs().square().float(), self._memory)
         known = min(len(self._spectra), WINDOW - new)
         self._spectra = torch.cat([self._spectra[len(self._spectra) - known :], spectra])
         x = self._spectra / level
