@@ -49,6 +49,8 @@ AHEAD = 480
 """Samples at 16 kHz that the high-pass looks ahead: 30 ms."""
 LEVEL_MOMENTS = 940
 """The last 30 s say how loud the recording is."""
+SILENCE = 1e-4
+"""80 dB under the loudest moment so far."""
 LOW_CONTEXT = 2 * SAMPLE_RATE
 """Samples of the past that say how what is below the cutoff divides."""
 CHUNK = 0.01
@@ -123,9 +125,11 @@ class Stream:
         self._sound = Sound(self.stft)
         self._memory: Memory | None = None
         self._guess: Guess | None = None
-        none = torch.zeros(0, self.stft.n_fft // 2 + 1, dtype=torch.complex64, device=self.device)
-        self._spectra, self._ahead = none, none
-        """The window's, and those that the guide has heard but does not speak of yet."""
+        self._spectra = torch.zeros(
+            0, self.stft.n_fft // 2 + 1, dtype=torch.complex64, device=self.device
+        )
+        self._ahead = self._spectra
+        """Frames that the guide has heard but does not speak of yet."""
         self._out = Overlap(self.stft)
 
     @property
@@ -203,7 +207,8 @@ class Stream:
         self._ahead = torch.cat([self._ahead, spectra.to(self.device)])
         level = self._sound.level
         if level == 0:  # digital silence so far, or for as long as the level remembers
-            due, self._ahead, self._memory = self._ahead, self._ahead[:0], None
+            due, self._ahead = self._ahead, self._ahead[:0]
+            self._spectra, self.state, self._guess, self._memory = self._ahead, None, None, None
             return self._completed(torch.zeros_like(due))
         x_new = self._ahead[-len(spectra) :] / level
         guess, self._memory = self.guide.carry_on(x_new.abs().square().float(), self._memory)
@@ -319,13 +324,15 @@ class Sound:
         self._states: list[np.ndarray] = []
         self._moment = np.zeros(0)
         self._rms: deque[float] = deque(maxlen=LEVEL_MOMENTS)
+        self._loudest = 0.0
         self._frame = 0
         self._sum = 0.0
 
     @property
     def level(self) -> float:
-        """`speech_level` of the last 30 s; 0 of silence."""
-        return level_of_moments(np.array(self._rms)) if self._rms else 0.0
+        """`speech_level` of the last 30 s; 0 of silence, which filters that still ring are."""
+        level = level_of_moments(np.array(self._rms)) if self._rms else 0.0
+        return level if level > SILENCE * self._loudest else 0.0
 
     def add(self, samples: Float[np.ndarray, "sample"]) -> None:
         """The next samples."""
@@ -344,6 +351,7 @@ class Sound:
         while len(self._moment) >= MOMENT:
             moment, self._moment = np.split(self._moment, [MOMENT])
             self._rms.append(float(np.sqrt(np.mean(moment**2))))
+            self._loudest = max(self._loudest, self._rms[-1])
 
     def low(self, start: int, stop: int) -> np.ndarray:
         """What the high-pass took off, but for the mean of all so far."""
