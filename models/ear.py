@@ -111,7 +111,7 @@ class Ear(nn.Module):
         power = nn.functional.pad(power, ahead)
         if seen is not None:
             seen = nn.functional.pad(seen, ahead)
-            shown = seen.new_ones(seen.shape[:-2] + (N,), dtype=torch.bool)
+            shown = seen.new_ones((*seen.shape[:-2], N), dtype=torch.bool)
             lips_mask = nn.functional.pad(shown if lips_mask is None else lips_mask, ahead[2:])
         log_power = (power + FAINTEST).log()
         level = follow_level(power)[0]

@@ -5,11 +5,11 @@
         play(stream.push(block))
     play(stream.flush())                           # as many samples came out as went in
 
-Every two frames (67 ms) the window of the last 1.5 s is taken once more through the scheme's own E- and M-step. What
-it knew is carried on: W, H, the gain, the microphone's response and the chains. The guide hears some frames ahead, which wait
-until they are heard. New frames start where it says: their codes, and H, at the dictionary W as it is, from the noise that it hears. Then the window's newest frames
-are filtered and leave. What is done is the scheme's EM on a window that slides; nothing depends on how samples were
-pushed.
+Every two frames (67 ms) the window of the last 1.5 s is taken once more through the scheme's own E- and M-step. What it
+knew is carried on: W, H, the gain, the microphone's response and the chains. The guide hears some frames ahead; the
+newest ones wait until then. They start where it says: their codes, and H, at the dictionary W as it is, from the noise
+that it hears. Then the window's newest frames are filtered and leave. What is done is the scheme's EM on a window that
+slides; nothing depends on how samples were pushed.
 
 The front (`pyro_avse.enhancement.front`) is the offline one as far as can be: its high-pass runs forwards, and
 backwards over the 30 ms that are known after a frame; the level is that of the last 30 s; lone clicks stay. Memory is
@@ -70,6 +70,7 @@ def live_scheme() -> Guided:
         chains=1,
         exponent=0.1,
         filter_share=0.9,
+        clear_share=0.9,
         noise=NoiseModel(start="guide"),
     )
 
