@@ -1,4 +1,4 @@
-"""Sound that is still coming in: blocks in, blocks out, some 0.23 s later.
+"""Sound that is still coming in: blocks in, blocks out, 0.27 s later.
 
     stream = Enhancer(prior, Guided(), guide=causal_guide).stream(sample_rate=16000)
     for block in microphone:                       # any number of samples
@@ -13,8 +13,8 @@ slides; nothing depends on how samples were pushed.
 
 The front (`pyro_avse.enhancement.front`) is the offline one as far as can be: its high-pass runs forwards, and
 backwards over the 30 ms that are known after a frame; the level is that of the last 30 s; lone clicks stay. Memory is
-constant. `Stream.delay` seconds pass at most between a sample and its enhanced one: a window, two frames, those that the
-guide hears ahead, and 30 ms.
+constant. `Stream.delay` seconds pass at most between a sample and its enhanced one: a window, two frames, those that
+the guide hears ahead, and 30 ms.
 """
 
 import math
