@@ -5,7 +5,7 @@
         play(stream.push(block))
     play(stream.flush())                           # as many samples came out as went in
 
-Every two frames (67 ms) the window of the last 1.5 s is taken once more through the scheme's own E- and M-step. What it
+Every two frames (67 ms) the window of the last 0.7 s is taken once more through the scheme's own E- and M-step. What it
 knew is carried on: W, H, the gain, the microphone's response and the chains. The guide hears some frames ahead; the
 newest ones wait until then. They start where it says: their codes, and H, at the dictionary W as it is, from the noise
 that it hears. Then the window's newest frames are filtered and leave. What is done is the scheme's EM on a window that
@@ -43,7 +43,7 @@ from pyro_avse.models.nmf_noise import NoiseModel
 from pyro_avse.stft import STFT
 from pyro_avse.typing import Guess, InputError
 
-BLOCK, WINDOW = 2, 45
+BLOCK, WINDOW = 2, 20
 """Frames that leave at once, and that are looked at."""
 AHEAD = 480
 """Samples at 16 kHz that the high-pass looks ahead: 30 ms."""
@@ -58,7 +58,7 @@ CHUNK = 0.01
 
 
 def live_scheme() -> Guided:
-    """`guided` with what a block has time for. It leans on the guide: a frame passes through fifteen M-steps on its way
+    """`guided` with what a block has time for. It leans on the guide: a frame passes through ten M-steps on its way
     through the window, in which a noise model that moves at full speed takes speech.
     """
     return Guided(
