@@ -12,8 +12,8 @@ Every conditional leaves the joint posterior as it is, so that a longer run is o
 iterations finds step sizes and is thrown away. Of the second half `draws` are kept, evenly, each with the noise that it
 came with, and speech is the mean of their Wiener filters (S20). The chains are apart in everything.
 
-When to use it: where noise itself is in doubt, and to see what EM's estimate hides: its bands know of the noise. It takes
-many times `ldem`'s time.
+When to use it: where noise itself is in doubt, and to see what EM's estimate hides: its bands know of the noise. It
+takes ten times `ldem`'s time.
 """
 
 from collections.abc import Sequence
@@ -93,7 +93,9 @@ class BNMFState(MCState):
 
 @dataclass(frozen=True)
 class BNMF(EM):
-    """Settings of Gibbs sampling over speech and noise; `objective` is log p(x | z, alpha, W, H, g, c), the chains' mean.
+    """Settings of Gibbs sampling over speech and noise.
+
+    `objective` is log p(x | z, alpha, W, H, g, c) but for its constant, the chains' mean.
 
     Attributes:
         kernel: what moves z; exact, with a step size that its acceptance tells of.

@@ -2,11 +2,12 @@
 
 Each spectrum k and frame n has, before the recording is heard,
 
-    w_kf ~ Gamma(a, a m / m_f)     shape and rate; m_f is the noise that is always there (`stationary_spectrum`), m its mean
-    beta_k ~ Gamma(c, c m / (b K)),   h_nk ~ Gamma(b, beta_k)     so that (W H)_nf is about m_f; a larger b: steadier noise
+    w_kf ~ Gamma(a, a m / m_f)                                 shape and rate
+    beta_k ~ Gamma(c, c m / (b K)),   h_nk ~ Gamma(b, beta_k)
 
-and given speech's variance V_s what is heard is x ~ N_c(0, V_s + W H). Two ways to move W and H that leave their
-posterior as it is:
+m_f is the noise that is always there (`stationary_spectrum`), m its mean over frequencies, so that (W H)_nf is about
+m_f at first; a larger b holds noise steadier. Given speech's variance V_s what is heard is x ~ N_c(0, V_s + W H). Two
+ways to move W and H leave their posterior as it is:
 
     `walk`      speech and noise integrated out: one entry of log H after the other takes a random-walk step of its own
                 size, all frames at once, then of log W, all frequencies at once
@@ -98,7 +99,10 @@ def walk(
 def draw_parts(
     x: Spectrum, speech: Power, W: Dictionary, H: Activations, rng: torch.Generator
 ) -> Float[Tensor, "rank *utterance frame freq"]:
-    """|c_k|^2 of the noise's parts, drawn with speech given x: c_k = e_k + v_k / V_b (b - sum_j e_j), e_k ~ N_c(0, v_k)."""
+    """|c_k|^2 of the noise's parts, drawn with speech given x.
+
+    c_k = e_k + v_k / V_b (b - sum_j e_j),   e_k ~ N_c(0, v_k)
+    """
 
     def standard(shape: torch.Size) -> Spectrum:
         return torch.randn(shape, generator=rng, dtype=x.dtype, device=x.device)
@@ -122,8 +126,8 @@ def draw_factor(
 ) -> Factor:
     """A factor given the noise's parts, density h^(shape - 1 - count) exp(-rate h - C / h): see above.
 
-    `inverse_rate` is C, `count` how many parts it was summed over. Where those are fewer than the shape, the proposal is
-    an inverse gamma of shape 1/2.
+    `inverse_rate` is C, `count` how many parts it was summed over. Where those are fewer than the shape, the proposal
+    is an inverse gamma of shape 1/2.
     """
     count = torch.as_tensor(count, dtype=own.dtype, device=own.device)
     concentration = (count - shape).clamp_min(0.5)
