@@ -37,7 +37,7 @@ every_scheme = pytest.mark.parametrize("name", sorted(SCHEMES))
 
 
 def test_every_scheme_that_steps_is_here() -> None:
-    """But `guided`, which is ldem where there is no guide, and `bnmf`, which draws the noise: they have tests of their own."""
+    """But `guided`, which is ldem without a guide, and `bnmf`, which draws the noise: both have tests of their own."""
     steps = {name for name, kind in KINDS.items() if issubclass(kind, em.EM)}
     assert SCHEMES.keys() == steps - {"guided", "bnmf"}
 
