@@ -90,7 +90,7 @@ class Ear(nn.Module):
         log_power = (power + FAINTEST).log()
         floor = steady_floor(log_power, mask)
         y = self.frames(log_power, log_power - floor, seen, lips_mask)
-        h = self._recur(y, mask)
+        h = run_gru(self.gru, y, mask)
         if mask is None:
             summary = h.mean(-2)
         else:
@@ -117,24 +117,13 @@ class Ear(nn.Module):
         level = follow_level(power)[0]
         floor = follow_floor(log_power, log_power[..., 0, :])[0]
         y = self.frames(log_power - level, log_power - floor, seen, lips_mask)
-        h, floor = self._recur(y, None)[..., self.ahead :, :], floor[..., self.ahead :, :]
+        h, floor = run_gru(self.gru, y, None)[..., self.ahead :, :], floor[..., self.ahead :, :]
         known = mask.sum(-1) if mask is not None else torch.full(h.shape[:-2], N, device=h.device)
         if self.training:
             known = 1 + (torch.rand(known.shape, device=h.device) * known).long()
         last = (known - 1)[..., None, None]
         summary = (h.cumsum(-2).take_along_dim(last, -2) / (last + 1))[..., 0, :]
         return Heard(h, summary, floor, level.take_along_dim(last + self.ahead, -2)[..., 0])
-
-    def _recur(self, y: Tensor, mask: FrameMask | None) -> Tensor:
-        """The GRU over whole recordings."""
-        *utterances, N, _ = y.shape
-        flat = y.reshape(-1, N, y.shape[-1])
-        if mask is None:
-            return self.gru(flat)[0].reshape(*utterances, N, -1)
-        lengths = mask.reshape(-1, N).sum(-1).cpu()
-        packed = pack_padded_sequence(flat, lengths, batch_first=True, enforce_sorted=False)
-        h, _ = pad_packed_sequence(self.gru(packed)[0], batch_first=True, total_length=N)
-        return h.reshape(*utterances, N, -1)
 
     def carry_on(self, power: Power, memory: Memory | None) -> tuple[Heard, Memory]:
         """The same of the frames that lie `ahead` before the next ones (frame, freq) of a recording; and what to
@@ -171,3 +160,17 @@ class Ear(nn.Module):
             else:
                 y = y + torch.where(lips_mask[..., None], self.lips(seen), self.absent)
         return torch.relu(self.norm(y))
+
+
+def run_gru(
+    gru: nn.GRU, y: Float[Tensor, "*utterance frame in"], mask: FrameMask | None
+) -> Float[Tensor, "*utterance frame out"]:
+    """A GRU over the frames of every utterance; both ways, it turns round where padding begins."""
+    *utterances, N, _ = y.shape
+    flat = y.reshape(-1, N, y.shape[-1])
+    if mask is None:
+        return gru(flat)[0].reshape(*utterances, N, -1)
+    lengths = mask.reshape(-1, N).sum(-1).cpu()
+    packed = pack_padded_sequence(flat, lengths, batch_first=True, enforce_sorted=False)
+    h, _ = pad_packed_sequence(gru(packed)[0], batch_first=True, total_length=N)
+    return h.reshape(*utterances, N, -1)
