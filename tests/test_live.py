@@ -12,10 +12,11 @@ import soundfile
 import torch
 
 from pyro_avse.cli import main
-from pyro_avse.enhancement import live, ports
+from pyro_avse.enhancement import blocks, live, ports
+from pyro_avse.enhancement.blocks import Overlap, Sound
 from pyro_avse.enhancement.enhancer import Enhancer
 from pyro_avse.enhancement.front import split
-from pyro_avse.enhancement.live import Overlap, Sound, Stream, rescaled
+from pyro_avse.enhancement.live import Stream, rescaled
 from pyro_avse.inference import SCHEMES
 from pyro_avse.inference.ldem import LDEM
 from pyro_avse.models.guide import NoisyGuide
@@ -140,7 +141,7 @@ def test_after_a_long_silence_it_begins_anew(
     enhancer: Enhancer, noisy: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The level is forgotten, and what the guide had heard; sound stays in its place."""
-    monkeypatch.setattr(live, "LEVEL_MOMENTS", 50)
+    monkeypatch.setattr(blocks, "LEVEL_MOMENTS", 50)
     stream = enhancer.stream(scheme=QUICK)
     sound = noisy[:8000] - noisy[:8000].mean()
     heard = pushed(stream, np.concatenate([sound, np.zeros(48000), sound]), 1600)
