@@ -181,8 +181,8 @@ def test_references_are_checked_and_small(name: str) -> None:
 
 def test_all_files_are_there_and_none_is_large() -> None:
     assert sum(file.stat().st_size for file in library.FOLDER.iterdir()) < 2e6
-    networks = {"network_a_vae"}
-    assert {file.stem for file in library.FOLDER.iterdir()} >= set(POSTERIORS) | networks
+    networks = {"network_a_vae", "network_min_vae_v2"}
+    assert {file.stem for file in library.FOLDER.iterdir()} == set(POSTERIORS) | networks
 
 
 def test_pyros_sampler_takes_it() -> None:

@@ -38,6 +38,7 @@ POSTERIORS = {
     "two_decoders": "a small VAE-MM: two priors, two decoders, lips that change",
     "line": "a path of 12 frames, linear and Gaussian: the answer is known",
     "noisy_frame": "A-VAE, a frame of a talker in a tram's noise at 0 dB",
+    "mixed_frame": "MIN-VAE v2, the frame at 0 dB: which of two priors made it?",
     "unknown_noise": "speech and its noise, both unknown: z, W and H",
     "far_modes": "two modes that no small step connects",
 }
