@@ -48,6 +48,7 @@ def _run() -> int:
         enhance,
         lab,
         live,
+        page,
         posteriors,
         sweep,
         training,
