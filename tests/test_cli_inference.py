@@ -156,7 +156,16 @@ def test_diagnose_says_which_frames_fail(run: Run, capsys: pytest.CaptureFixture
 
 def test_diagnose_of_many_short_chains_and_of_weights(run: Run) -> None:
     """Nested R-hat of one draw a chain; k-hat where there are no chains; both with a sentence."""
-    arguments = ("diagnose", "noisy.wav", *MODEL, "--inference", "mcem", "--kernel", "hmc", "--json")
+    arguments = (
+        "diagnose",
+        "noisy.wav",
+        *MODEL,
+        "--inference",
+        "mcem",
+        "--kernel",
+        "hmc",
+        "--json",
+    )
     code, out, _ = run(*arguments, "--draws", 1, "--warmup", 2, "--chains", 8, "--superchains", 4)
     row = json.loads(out)
     assert code == 0
