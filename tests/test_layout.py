@@ -82,6 +82,7 @@ FLOORS = (
     {"lab"},
     {"sweep", "training"},
     {"enhancement"},
+    {"rivals"},
     {"weights"},
     {"inference"},
     {"models", "data"},

@@ -21,24 +21,33 @@ def train(
     more_data: Annotated[
         list[Path] | None, typer.Argument(help="What follows --data after the first.")
     ] = None,
+    noise: Annotated[
+        Path | None, typer.Option(help="Folder of recorded noises, for default/gabbay alone.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     device: DeviceOption = "auto",
 ) -> None:
-    """Train a speech prior from clean speech, all stages of a pipeline, or a guide for noisy speech."""
-    from pyro_avse.training.recipe import GuideRecipe, Recipe, load_recipe
+    """Train a speech prior from clean speech, a pipeline of them, a guide for noisy speech, or the supervised rival."""
+    from pyro_avse.training.recipe import GuideRecipe, Recipe, RivalRecipe, load_recipe
     from pyro_avse.training.stages import train as run
 
     loaded = load_recipe(recipe)
-    if isinstance(loaded, GuideRecipe):
-        rounds = loaded.training.rounds
+    folders = [*data, *(more_data or [])]
+    if isinstance(loaded, GuideRecipe | RivalRecipe):
+        if isinstance(loaded, GuideRecipe):
+            rounds = loaded.training.rounds
+            text = "log q {valid_objective:.1f}, of the codes {valid_codes:.1f}"
+        else:
+            rounds = loaded.training.epochs
+            text = "loss {train_loss:.3f}, on held-out clips {valid_loss:.3f}"
         with progress_bar() as update:
 
             def tell(row: dict[str, Any]) -> None:
-                text = f"log q {row['valid_objective']:.1f}, of the codes {row['valid_codes']:.1f}"
-                update((row["epoch"] + 1) / rounds, text)
+                update((row["epoch"] + 1) / rounds, text.format(**row))
 
-            folders = [*data, *(more_data or [])]
-            weights = run(loaded, folders, out, resume=resume, device=device, progress=tell)
+            weights = run(
+                loaded, folders, out, noise=noise, resume=resume, device=device, progress=tell
+            )
         say(f"wrote {weights}")
         return
     stages = {"": loaded} if isinstance(loaded, Recipe) else loaded
@@ -55,6 +64,6 @@ def train(
             )
 
         weights = run(
-            loaded, [*data, *(more_data or [])], out, resume=resume, device=device, progress=show
+            loaded, folders, out, noise=noise, resume=resume, device=device, progress=show
         )
     say(f"wrote {weights}" if "" in stages else f"wrote {out}/*/{weights.name}")

@@ -7,6 +7,7 @@ models, schemes and clips: rows are named by what they are, never by their order
 
 import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from pyro_avse.data.media.audio import load_audio
 from pyro_avse.data.noise import Level, choose_voices
 from pyro_avse.enhancement.find import build_scheme
 from pyro_avse.errors import closest
+from pyro_avse.rivals.find import find_rival
 from pyro_avse.sweep.mixtures import LIPS, Mixture, place_mixture
 from pyro_avse.typing import JSON, InputError
 from pyro_avse.weights.checkpoint import bundled_weights, load_prior, weight_files
@@ -38,17 +40,22 @@ VERSION = 1
 """Of protocol.json."""
 
 
+RIVAL = "-"
+"""The scheme of a rival's rows, and its label: it has none."""
+
+
 @dataclass(frozen=True)
 class Run:
-    """One model with one scheme."""
+    """One model with one scheme, or a rival."""
 
     model: str
     weights: str
-    """Bundled name or weight file."""
+    """Bundled name or weight file; of a rival what `find_rival` takes."""
     digest: str
     """Of the weights."""
     inference: str
     scheme: str
+    """`RIVAL` of a rival."""
     settings: str
     """JSON."""
 
@@ -190,7 +197,7 @@ def units(protocol: JSON) -> Iterator[Unit]:
     """The mixtures of the newest sweep with all their runs, clip by clip."""
     data, sweep = Path(protocol["data"]), protocol["sweeps"][-1]
     pool = find_corpus(data).utterances if "babble" in sweep["noises"] else []
-    runs = tuple(find_run(protocol, m, i) for i in sweep["inference"] for m in sweep["models"])
+    runs = runs_of(protocol, sweep)
     grid = [(n, s, v) for n in sweep["noises"] for s in sweep["snrs"] for v in sweep["lips"]]
     for clip in protocol["clips"]:
         for noise, snr, lips in grid:
@@ -199,9 +206,18 @@ def units(protocol: JSON) -> Iterator[Unit]:
             yield place_mixture(protocol, clip, noise, snr, lips, seed=seed, files=files), runs
 
 
+def runs_of(protocol: JSON, sweep: JSON) -> tuple[Run, ...]:
+    """Every model with every scheme, and every rival once."""
+    runs = (find_run(protocol, m, i) for i in sweep["inference"] for m in sweep["models"])
+    return tuple(dict.fromkeys(runs))
+
+
 def find_run(protocol: JSON, model: str, inference: str) -> Run:
-    """A model and a scheme of a protocol, by their labels."""
-    weights, scheme = protocol["models"][model], protocol["inference"][inference]
+    """A model and a scheme of a protocol, by their labels; a rival is the same run whatever the scheme."""
+    weights = protocol["models"][model]
+    if weights.get("rival"):
+        return Run(model, weights["weights"], weights["digest"], RIVAL, RIVAL, "{}")
+    scheme = protocol["inference"][inference]
     settings = json.dumps(scheme["settings"])
     return Run(model, weights["weights"], weights["digest"], inference, scheme["scheme"], settings)
 
@@ -319,6 +335,10 @@ def _clip(utterance: Utterance, data: Path, with_noisy: bool) -> JSON:
 
 
 def _model(name: str) -> JSON:
+    rival = find_rival(name)
+    if rival is not None:
+        place = str(Path(name).resolve()) if os.path.isfile(name) else name
+        return {"weights": place, "digest": _digest(rival.content), "rival": True}
     load_prior(name)  # refuses what is no weight file
     files = weight_files(name)
     place = name if name in bundled_weights() else str(files[0].resolve())
@@ -329,6 +349,11 @@ def _labelled(names: Sequence[str], option: str) -> dict[str, str]:
     """{"vem": "vem", "slow": "vem"} of "vem" and "slow=vem"."""
     pairs = [(name.split("=")[0], name.split("=", 1)[-1]) for name in names]
     labels = [label for label, _ in pairs]
+    for label in labels:
+        if "{" in label or " " in label:
+            raise InputError(
+                f"{option} {label!r}: give a command a name, NAME='CMD {{noisy}} {{out}}'"
+            )
     if not labels:
         raise InputError(f"{option} is empty: give at least one name")
     for label in labels:

@@ -1,0 +1,68 @@
+"""Rivals by name: those of this library, anyone's function "module:function", and anyone's program."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32
+
+from pyro_avse.data.lips.lips import Lips
+from pyro_avse.rivals.external import Program, call, import_function
+from pyro_avse.rivals.gabbay import WEIGHTS, is_net, see_and_hear
+from pyro_avse.typing import InputError
+
+RIVALS = {
+    "log_mmse": "pyro_avse.rivals.classical:log_mmse",
+    "spectral_subtraction": "pyro_avse.rivals.classical:spectral_subtraction",
+    "supervised_nmf": "pyro_avse.rivals.classical:supervised_nmf",
+    "gabbay": "pyro_avse.rivals.gabbay:gabbay",
+    "dtln": "pyro_avse.rivals.peers:dtln",
+    "deepfilternet3": "pyro_avse.rivals.peers:deepfilternet3",
+    "rnnoise": "pyro_avse.rivals.peers:rnnoise",
+    "noisereduce": "pyro_avse.rivals.peers:noisereduce",
+}
+"""Name -> the function that it is, of samples and their rate (and lips)."""
+
+
+@dataclass(frozen=True)
+class Rival:
+    """Speech enhancement that is no prior and no scheme."""
+
+    name: str
+    function: Callable[..., Any]
+    content: bytes
+    """What its numbers depend on, as far as is known: its name, and the weights that it was given."""
+
+    def __call__(
+        self, samples: Float32[np.ndarray, "sample"], lips: Lips | None = None
+    ) -> Float32[np.ndarray, "sample"]:
+        """The speech of a recording at 16 kHz, in time with it. Raises InputError as `external.call`."""
+        return call(self.name, self.function, samples, lips)
+
+
+def find_rival(name: str) -> Rival | None:
+    """The rival of that name, command or weight file; None where it is neither, and so a prior's.
+
+    Raises InputError for a module or function that is not there, and a command without {noisy} or {out}.
+    """
+    if name in RIVALS:
+        content = name.encode() + (
+            WEIGHTS.read_bytes() if name == "gabbay" and WEIGHTS.is_file() else b""
+        )
+        return Rival(name, import_function(RIVALS[name]), content)
+    if "{" in name or " " in name:
+        for place in ("{noisy}", "{out}"):
+            if place not in name:
+                raise InputError(
+                    f"{name!r} names no {place}: give a command as 'CMD {{noisy}} {{out}}'"
+                )
+        return Rival(name.split()[0], Program(name), name.encode())
+    if re.fullmatch(r"[\w.]+:\w+", name):
+        return Rival(name, import_function(name), name.encode())
+    if is_net(Path(name)):
+        return Rival(name, partial(see_and_hear, Path(name)), Path(name).read_bytes())
+    return None
