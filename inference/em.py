@@ -13,7 +13,7 @@ holds what they share: the objective, when to stop, and what to say of a diverge
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar, cast
 
 import torch
 from jaxtyping import Float
@@ -37,9 +37,11 @@ from pyro_avse.typing import (
     Power,
     Responsibilities,
     Separation,
+    SequencePrior,
     Spectrum,
     SpeechPrior,
     Target,
+    couples_frames,
 )
 
 
@@ -101,6 +103,8 @@ def observe(
             )
         lips_mask = None  # every frame of sound has one
     v = prior.visual_features(lips)
+    if couples_frames(prior):
+        prior = cast(SequencePrior, prior).within(mask=mask)
     guess = None
     if guide is not None:
         guess = guide.guess(power, lips, mask=mask, lips_mask=lips_mask)
@@ -147,6 +151,8 @@ class EM(ABC):
     """In `SCHEMES`."""
     cure: ClassVar[str] = "take a smaller step size, or a kernel that can reject"
     """What a Divergence tells to do."""
+    of_paths: ClassVar[bool] = False
+    """Whether it can do without independent frames, as priors that couple them ask."""
     iterations: int
     tolerance: float | None = None
 
@@ -187,8 +193,14 @@ class EM(ABC):
 
         Raises:
             Divergence: an objective or a chain's log density became NaN or infinite.
-            InputError: lips or settings that do not suit the prior.
+            InputError: lips or settings that do not suit the prior, or a prior that couples frames where each is taken
+                on its own.
         """
+        if couples_frames(prior) and not self.of_paths:
+            raise InputError(
+                f"{self.name} takes each frame on its own, and under {type(prior).__name__} they are coupled: take "
+                "ldem, mcem, peem, gpeem or amortised_vem"
+            )
         observation = observe(
             prior,
             mixture,

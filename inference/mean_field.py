@@ -135,8 +135,8 @@ class CollapsedMeanFieldTarget(Collapsed):
     lips: Tensor | None
     second_moment: Power
     mixing_weight: MixingWeight
-    event_dim: int = 1
     proposal: Independent | None = None
+    mask: FrameMask | None = None
 
     @property
     def heard(self) -> Power:

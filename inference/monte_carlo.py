@@ -126,6 +126,7 @@ def posterior(observation: Observation, state: MCState) -> CollapsedTarget:
         frame_weight(observation, state.mixing_weight),
         state.gain,
         state.log_response,
+        mask=observation.mask,
     )
 
 

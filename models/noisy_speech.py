@@ -7,7 +7,9 @@ Generative story, for each frame n of each utterance:
     s_n | z_n, alpha_n ~ N_c(0, diag g_n c sigma_k(z_n, v_n))   (1), (7), (9), S17
     x_n | s_n ~ N_c(s_n, diag (W H)_n)                     (28), x = s + b
 
-or, with s integrated out in closed form, x_n | z_n, alpha_n ~ N_c(0, diag(g_n c sigma_k(z_n, v_n) + (W H)_n)).
+Where the prior couples frames, z_1:N is drawn at once from p(z_1:N | v), and sigma(z_1:N, v) is of the whole path.
+
+Or, with s integrated out in closed form, x_n | z_n, alpha_n ~ N_c(0, diag(g_n c sigma_k(z_n, v_n) + (W H)_n)).
 
 g_n is how much louder speech is than in training, c_f the microphone's response. They, W and H are given here; what is
 assumed of them before the recording is seen is the program `noise_prior` of models/nmf_noise.py. The prior's networks
@@ -15,6 +17,7 @@ are frozen here. The fast targets of `inference/target.py` are proved against th
 """
 
 from contextlib import ExitStack
+from typing import Any
 
 import pyro
 import pyro.poutine as poutine
@@ -25,7 +28,14 @@ from torch import Tensor
 
 from pyro_avse.distributions import ComplexNormal, align_components
 from pyro_avse.models.mixture import select_component
-from pyro_avse.typing import FrameMask, MixingWeight, Power, Spectrum, SpeechPrior
+from pyro_avse.typing import (
+    FrameMask,
+    MixingWeight,
+    Power,
+    Spectrum,
+    SpeechPrior,
+    couples_frames,
+)
 
 
 def noisy_speech(
@@ -55,6 +65,10 @@ def noisy_speech(
         mask: (..., frame), False where padding adds nothing to the joint.
     """
     frames = noise_variance.shape[:-1] if mixture is None else mixture.shape[:-1]
+    if couples_frames(prior):
+        return _noisy_utterances(
+            prior, mixture, lips, noise_variance, gain, log_response, speech_latent, mask
+        )
     pi = prior.mixing_weight if mixing_weight is None else mixing_weight
     pi = pi.reshape(len(pi), *pi.shape[1:], *[1] * (len(frames) + 1 - pi.dim())).movedim(0, -1)
     latent = align_components(prior.latent_prior(lips), 1 + len(frames))
@@ -78,10 +92,7 @@ def noisy_speech(
             log_variance = log_variance[0]
         else:
             log_variance = select_component(log_variance, alpha)
-        if gain is not None:
-            log_variance = log_variance + gain.log()[..., None]
-        if log_response is not None:
-            log_variance = log_variance + log_response[..., None, :]
+        log_variance = _recorded(log_variance, gain, log_response)
         if speech_latent:
             s = pyro.sample("s", ComplexNormal(0, log_variance).to_event(1))  # (9)
             x = ComplexNormal(s, noise_variance.log())  # (28)
@@ -89,3 +100,41 @@ def noisy_speech(
             x = ComplexNormal(0, torch.log(log_variance.exp() + noise_variance))  # S17
         found: Spectrum = pyro.sample("x", x.to_event(1), obs=mixture)
         return found
+
+
+def _noisy_utterances(
+    prior: Any,
+    mixture: Spectrum | None,
+    lips: Tensor | None,
+    noise_variance: Power,
+    gain: Tensor | None,
+    log_response: Tensor | None,
+    speech_latent: bool,
+    mask: FrameMask | None,
+) -> Spectrum:
+    """The same with utterances for events: one component, and a plate for each utterance axis alone."""
+    *utterances, num_frames = noise_variance.shape[:-1]
+    prior = prior.within(mask=mask)
+    sound = True if mask is None else mask[..., None]
+
+    with ExitStack() as plates:
+        for dim, size in enumerate(reversed(utterances), start=1):
+            plates.enter_context(pyro.plate(f"utterance_{dim}", size, dim=-dim))
+        z = pyro.sample("z", prior.latent_path((*utterances, num_frames), lips))
+        log_variance = _recorded(prior.log_variance(z, lips)[0], gain, log_response)
+        if speech_latent:
+            s = pyro.sample("s", ComplexNormal(0, log_variance).mask(sound).to_event(2))
+            x = ComplexNormal(s, noise_variance.log())  # (28)
+        else:
+            x = ComplexNormal(0, torch.log(log_variance.exp() + noise_variance))  # S17
+        found: Spectrum = pyro.sample("x", x.mask(sound).to_event(2), obs=mixture)
+        return found
+
+
+def _recorded(log_variance: Tensor, gain: Tensor | None, log_response: Tensor | None) -> Tensor:
+    """log g_n c sigma."""
+    if gain is not None:
+        log_variance = log_variance + gain.log()[..., None]
+    if log_response is not None:
+        log_variance = log_variance + log_response[..., None, :]
+    return log_variance

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32, Shaped
+from jaxtyping import Bool, Shaped
 from torch.nn.utils.rnn import pad_sequence
 
 from pyro_avse.data.lips.lips import Lips, lips_from_array, lips_on_grid, mask_on_grid
 from pyro_avse.data.media.audio import Audio, audio_from_array, restore
 from pyro_avse.defaults import DEFAULT_INFERENCE, DEFAULT_MODEL, SAMPLE_RATE
+from pyro_avse.enhancement.enhanced import Enhanced
 from pyro_avse.enhancement.find import find_device, find_scheme
 from pyro_avse.enhancement.front import Parts, log_response, low_speech, split
 from pyro_avse.enhancement.upper import top_gain, upper_speech
@@ -27,84 +28,6 @@ from pyro_avse.weights.checkpoint import load_prior
 
 if TYPE_CHECKING:
     from pyro_avse.enhancement.live import Stream
-
-
-@dataclass(frozen=True, repr=False)
-class Enhanced:
-    """What comes out of a recording; waveforms have its rate, length and level."""
-
-    speech: Float32[np.ndarray, "sample"]
-    recording: Float32[np.ndarray, "sample"]
-    """As it came."""
-    sample_rate: int
-    speech_16k: Float32[np.ndarray, "sample_16k"]
-    """The speech at 16 kHz where the mixture's peak is 1, for scoring."""
-    responsibilities: Float[np.ndarray, "component frame"]
-    """r(alpha_n): row 0 is audio, the paper's pi_n; one row of ones for VAE-MM without lips, which is then A-VAE. Where
-    `chains_disagree` it says where the chains began, and is no posterior."""
-    chains_disagree: Bool[np.ndarray, "frame"] | None
-    """Frames whose chains sat in different modes, as `Separation.chains_disagree`."""
-    frame_times: Float[np.ndarray, "frame"]
-    """Frame centres, in seconds."""
-    objective: Float[np.ndarray, "iteration"]
-    separation: Separation
-    """All that the scheme returned, chains included, on its device. Of a batch: this recording's, cut to its frames,
-    but for `target`, which is the whole batch's, and `chains`, which is None."""
-
-    def __repr__(self) -> str:
-        """Five lines: how long, how loud, how sure, how far."""
-        seconds, (K, frames) = len(self.speech) / self.sample_rate, self.responsibilities.shape
-        speech, noise = (
-            float(np.square(w, dtype=np.float64).mean()) for w in (self.speech, self.noise)
-        )
-        ratio = (
-            "no noise"
-            if noise == 0
-            else f"{10 * np.log10(speech / noise + 1e-12):.1f} dB over noise"
-        )
-        apart = self.chains_disagree
-        known = (
-            "one run of chains"
-            if apart is None
-            else f"chains disagree in {apart.mean():.0%} of them"
-        )
-        return "\n".join(
-            (
-                f"Enhanced: {seconds:.2f} s at {self.sample_rate} Hz",
-                f"  speech     peak {np.abs(self.speech).max(initial=0):.3g}, {ratio}",
-                f"  r(alpha)   {K} component{'s' * (K > 1)}, the first's mean {self.responsibilities[0].mean():.2f}",
-                f"  frames     {frames}, {known}",
-                f"  objective  {self.objective[0]:.6g} to {self.objective[-1]:.6g} in {len(self.objective)} iterations",
-            )
-        )
-
-    @property
-    def noise(self) -> Float32[np.ndarray, "sample"]:
-        """The recording minus the speech: rumble, clicks and offset that were taken off too."""
-        return self.recording - self.speech
-
-    def mix(self, strength: float) -> Float32[np.ndarray, "sample"]:
-        """recording + strength (speech - recording): 0 is the recording, sample by sample, 1 the speech.
-
-        Raises InputError for a strength outside of 0 to 1.
-        """
-        return mix(self.recording, self.speech, strength)
-
-
-def mix(
-    recording: Float32[np.ndarray, "sample"], speech: Float32[np.ndarray, "sample"], strength: float
-) -> Float32[np.ndarray, "sample"]:
-    """What `Enhanced.mix` says, of any two waveforms."""
-    check_strength(strength)
-    if strength == 1:  # to the last bit
-        return speech
-    return (recording + np.float32(strength) * (speech - recording)).astype(np.float32)
-
-
-def check_strength(strength: float) -> None:
-    """Raises InputError for a strength outside of 0 to 1."""
-    if not 0 <= strength <= 1:
-        raise InputError(f"strength is {strength}: give a number from 0, the recording, to 1")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 
 from pyro_avse.defaults import SAMPLE_RATE
-from pyro_avse.enhancement.enhancer import Enhanced
+from pyro_avse.enhancement.enhanced import Enhanced
 from pyro_avse.plots import BLUE, GREY, ORANGE, draw_spectrogram, save_figure, shade_disagreement
 
 

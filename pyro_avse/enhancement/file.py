@@ -17,7 +17,8 @@ from jaxtyping import Float32
 from pyro_avse.data.media.audio import Audio, Blocks, load_audio
 from pyro_avse.data.media.saving import check_writable, save_pieces, save_together
 from pyro_avse.defaults import DEFAULT_INFERENCE, DEFAULT_MODEL
-from pyro_avse.enhancement.enhancer import Enhancer, check_strength, mix
+from pyro_avse.enhancement.enhanced import check_strength, mix
+from pyro_avse.enhancement.enhancer import Enhancer
 from pyro_avse.enhancement.find import build_scheme
 from pyro_avse.enhancement.long import Piece, measure_blocks, open_sound
 from pyro_avse.enhancement.measure import measure, of_same_length

@@ -34,7 +34,8 @@ from jaxtyping import Float32, Float64
 
 from pyro_avse.data.lips.lips import Lips
 from pyro_avse.data.media.audio import Audio, Blocks, cut_blocks, load_audio, open_blocks
-from pyro_avse.enhancement.enhancer import Enhanced, Enhancer
+from pyro_avse.enhancement.enhanced import Enhanced
+from pyro_avse.enhancement.enhancer import Enhancer
 from pyro_avse.typing import JSON, InputError
 
 OVERLAP = 1.0

@@ -7,7 +7,8 @@ import numpy as np
 
 from pyro_avse.data.media.audio import Audio
 from pyro_avse.defaults import SAMPLE_RATE
-from pyro_avse.enhancement.enhancer import Enhanced, Enhancer, Recording, mix
+from pyro_avse.enhancement.enhanced import Enhanced, mix
+from pyro_avse.enhancement.enhancer import Enhancer, Recording
 from pyro_avse.metrics import Scores, score
 from pyro_avse.typing import JSON, InputError
 
