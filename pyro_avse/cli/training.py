@@ -38,8 +38,9 @@ def train(
             rounds = loaded.training.rounds
             text = "log q {valid_objective:.1f}, of the codes {valid_codes:.1f}"
         else:
-            rounds = loaded.training.epochs
-            text = "loss {train_loss:.3f}, on held-out clips {valid_loss:.3f}"
+            rounds, text = loaded.training.epochs, loaded.rival
+            if loaded.rival == "gabbay":
+                text = "loss {train_loss:.3f}, on held-out clips {valid_loss:.3f}"
         with progress_bar() as update:
 
             def tell(row: dict[str, Any]) -> None:

@@ -103,7 +103,7 @@ def call(
 
     Raises InputError, which begins with the rival's name: it failed; samples of another number or kind, or not finite.
     """
-    takes_lips = len(inspect.signature(function).parameters) > 2
+    takes_lips = "lips" in inspect.signature(function).parameters
     try:
         more = (lips,) if takes_lips else ()
         found = np.asarray(function(samples.copy(), SAMPLE_RATE, *more))

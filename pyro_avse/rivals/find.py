@@ -12,8 +12,8 @@ from jaxtyping import Float32
 
 from pyro_avse.data.lips.lips import Lips
 from pyro_avse.rivals.external import Program, call, import_function
-from pyro_avse.rivals.gabbay import WEIGHTS, is_net, see_and_hear
 from pyro_avse.typing import InputError
+from pyro_avse.weights.tensors import load_tensors
 
 RIVALS = {
     "log_mmse": "pyro_avse.rivals.classical:log_mmse",
@@ -50,19 +50,26 @@ def find_rival(name: str) -> Rival | None:
     Raises InputError for a module or function that is not there, and a command without {noisy} or {out}.
     """
     if name in RIVALS:
-        content = name.encode() + (
-            WEIGHTS.read_bytes() if name == "gabbay" and WEIGHTS.is_file() else b""
-        )
-        return Rival(name, import_function(RIVALS[name]), content)
-    if "{" in name or " " in name:
+        function = import_function(RIVALS[name])
+        weights = getattr(function, "__kwdefaults__", None) or {}
+        return Rival(name, function, name.encode() + _content(weights.get("weights")))
+    path = Path(name)
+    if "{" in name or (" " in name and not path.exists()):
         for place in ("{noisy}", "{out}"):
             if place not in name:
                 raise InputError(
-                    f"{name!r} names no {place}: give a command as 'CMD {{noisy}} {{out}}'"
+                    f"{name!r} lacks {place}: give a command as 'CMD {{noisy}} {{out}}'"
                 )
         return Rival(name.split()[0], Program(name), name.encode())
     if re.fullmatch(r"[\w.]+:\w+", name):
         return Rival(name, import_function(name), name.encode())
-    if is_net(Path(name)):
-        return Rival(name, partial(see_and_hear, Path(name)), Path(name).read_bytes())
+    if path.suffix == ".safetensors" and path.is_file():
+        kind = str(load_tensors(path)[1].get("rival"))
+        if kind in RIVALS:
+            function = partial(import_function(RIVALS[kind]), weights=path)
+            return Rival(kind, function, _content(path))
     return None
+
+
+def _content(weights: Path | None) -> bytes:
+    return weights.read_bytes() if weights is not None and weights.is_file() else b""

@@ -171,16 +171,13 @@ def enhance(
 
 
 def gabbay(
-    samples: Float32[np.ndarray, "sample"], sample_rate: int, lips: Lips | None
+    samples: Float32[np.ndarray, "sample"],
+    sample_rate: int,
+    lips: Lips | None,
+    *,
+    weights: Path = WEIGHTS,
 ) -> Float32[np.ndarray, "sample"]:
-    """The rival by the weights of `pyro-avse train default/gabbay --out runs/gabbay`, run in the same folder."""
-    return see_and_hear(WEIGHTS, samples, sample_rate, lips)
-
-
-def see_and_hear(
-    weights: Path, samples: Float32[np.ndarray, "sample"], sample_rate: int, lips: Lips | None
-) -> Float32[np.ndarray, "sample"]:
-    """The same by other weights. Raises InputError without lips, and as `load_net`."""
+    """The rival by the weights of `pyro-avse train default/gabbay`. Raises InputError without lips or weights."""
     if lips is None:
         raise InputError("it needs the lips: give --lips (lips=), or leave it out")
     if not weights.is_file():
@@ -220,12 +217,3 @@ def load_net(path: Path) -> GabbayNet:
     with torch.no_grad():
         load_state(net, tensors, path)
     return net.eval().requires_grad_(False)
-
-
-def is_net(path: Path) -> bool:
-    """Whether a file holds this network, and not a prior."""
-    return (
-        path.suffix == ".safetensors"
-        and path.is_file()
-        and load_tensors(path)[1].get("rival") == "gabbay"
-    )

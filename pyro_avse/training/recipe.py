@@ -139,7 +139,7 @@ class RivalTraining:
     """How the supervised rival learns."""
 
     epochs: int = 50
-    """Every clip once in each, in a noise of its own."""
+    """Every clip once in each, in a noise of its own; of a dictionary its updates."""
     batch_size: int = 8
     """Recordings a step, of 3 s each."""
     learning_rate: float = 5e-4
@@ -148,10 +148,10 @@ class RivalTraining:
 
 @dataclass(frozen=True)
 class RivalRecipe:
-    """A training run of the supervised rival; a TOML file whose first key is `rival`."""
+    """A training run of a rival that is trained; a TOML file whose first key is `rival`."""
 
-    rival: str
-    """"gabbay"."""
+    rival: Literal["gabbay", "supervised_nmf"]
+    """The second knows no noise: it takes `seed`, options and `training.epochs` alone."""
     noises: list[str] = field(default_factory=list)
     """The recordings that it learns, by their names without extension; of each the first half."""
     seed: int = 0
@@ -160,7 +160,7 @@ class RivalRecipe:
     snr_db: list[float] = field(default_factory=lambda: [-10.0, 10.0])
     """Lowest and highest, uniformly."""
     options: JSON = field(default_factory=dict)
-    """Of `GabbayNet`."""
+    """Of `GabbayNet`; of a dictionary its `rank`."""
     training: RivalTraining = field(default_factory=RivalTraining)
 
 
@@ -250,12 +250,11 @@ def parse_guide_recipe(content: JSON, *, source: str) -> GuideRecipe:
 def parse_rival_recipe(content: JSON, *, source: str) -> RivalRecipe:
     """The supervised rival's recipe from TOML's tables."""
     recipe: RivalRecipe = _parse(RivalRecipe, content, source)
-    if recipe.rival != "gabbay":
+    named = all(isinstance(name, str) for name in recipe.noises) and bool(recipe.noises)
+    if named != (recipe.rival == "gabbay"):
         raise InputError(
-            f"{source}: rival is {recipe.rival!r}: there is one that is trained, gabbay"
+            f"{source}: noises is {recipe.noises!r}: gabbay has names of recordings, others none"
         )
-    if not all(isinstance(name, str) for name in recipe.noises) or not recipe.noises:
-        raise InputError(f"{source}: noises is {recipe.noises!r}: give names of recordings")
     snrs = recipe.snr_db
     if len(snrs) != 2 or not all(type(x) in (int, float) for x in snrs) or not snrs[0] <= snrs[1]:
         raise InputError(

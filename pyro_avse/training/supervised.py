@@ -25,6 +25,8 @@ from pyro_avse.data.media.audio import load_audio
 from pyro_avse.data.noise import take_noise
 from pyro_avse.defaults import SAMPLE_RATE
 from pyro_avse.files import SOUNDS
+from pyro_avse.rivals.classical import WINDOWS as NMF_WINDOWS
+from pyro_avse.rivals.classical import learn_dictionary, save_dictionary
 from pyro_avse.rivals.gabbay import (
     FRAMES,
     WINDOWS,
@@ -36,6 +38,7 @@ from pyro_avse.rivals.gabbay import (
     slices,
 )
 from pyro_avse.training.folder import CHECKPOINT, LOG, WEIGHTS, find_checkpoint, write_log
+from pyro_avse.training.frames import load_clips
 from pyro_avse.training.recipe import RivalRecipe
 from pyro_avse.training.svi import seeded
 from pyro_avse.typing import JSON, InputError
@@ -44,6 +47,8 @@ from pyro_avse.weights.tensors import load_state, save_tensors
 SLICES = 15
 """Of 200 ms: 3 s, of every recording in training."""
 SAMPLES = SLICES * FRAMES * WINDOWS.hop
+MOST_FRAMES = 20_000
+"""Of clean speech, for a dictionary."""
 KNOWN_SHARE = 0.5
 """Of a noise's recording, from its start, what is trained on."""
 
@@ -76,10 +81,13 @@ def train_rival(
     device: torch.device,
     progress: Callable[[JSON], None] | None = None,
 ) -> Path:
-    """Train the network into `out`; files and refusals as of `pyro_avse.training.stages.train`.
+    """Train the network, or the dictionary of `supervised_nmf`, into `out`; files and refusals as of
+    `pyro_avse.training.stages.train`.
 
     `noise` is the folder with the recordings that the recipe names.
     """
+    if recipe.rival == "supervised_nmf":
+        return _train_dictionary(recipe, roots, out, resume=resume, progress=progress)
     noises = _load_noises(recipe.noises, noise)
     with seeded(recipe.seed):
         try:
@@ -118,6 +126,31 @@ def train_rival(
         if progress is not None:
             progress(row)
     save_net(out / WEIGHTS, net, recipe.noises)
+    return out / WEIGHTS
+
+
+def _train_dictionary(
+    recipe: RivalRecipe,
+    roots: list[str | Path],
+    out: Path,
+    *,
+    resume: bool,
+    progress: Callable[[JSON], None] | None,
+) -> Path:
+    """Spectra of clean speech: seconds, so there is nothing to go on with."""
+    find_checkpoint(out, {}, resume)
+    found = [u for root in roots for u in find_utterances(root, "train")]
+    spectra = load_clips(found, NMF_WINDOWS, with_lips=False, noise_floor_db=40.0, seed=recipe.seed)
+    power = torch.cat([spectrum.abs().square() for spectrum, _ in spectra])
+    rng = torch.Generator().manual_seed(recipe.seed)
+    try:
+        chosen = power[torch.randperm(len(power), generator=rng)[:MOST_FRAMES]]
+        W = learn_dictionary(chosen, **recipe.options, iterations=recipe.training.epochs, rng=rng)
+    except TypeError as error:
+        raise InputError(f"[options] of supervised_nmf: {error}") from None
+    save_dictionary(out / WEIGHTS, W)
+    if progress is not None:
+        progress({"epoch": recipe.training.epochs - 1})
     return out / WEIGHTS
 
 
