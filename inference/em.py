@@ -179,7 +179,7 @@ class EM(ABC):
         seed: int = 0,
         dictionary: Dictionary | None = None,
         guide: GuideForNoise | None = None,
-        progress: Callable[[Any], None] | None = None,
+        progress: Callable[[Any, int], None] | None = None,
     ) -> Separation:
         """Separate x (..., frame, freq) into speech and noise.
 
@@ -189,7 +189,7 @@ class EM(ABC):
             seed: of every draw.
             dictionary: where W starts, (rank, freq) or with utterance axes.
             guide: for noisy speech, of this prior: codes, noise and level start at what it believes.
-            progress: called with the state after every step.
+            progress: called after every step with the state, and how many steps there are at most.
 
         Raises:
             Divergence: an objective or a chain's log density became NaN or infinite.
@@ -223,7 +223,7 @@ def run(
     observation: Observation,
     *,
     rng: torch.Generator,
-    progress: Callable[[Any], None] | None = None,
+    progress: Callable[[Any, int], None] | None = None,
 ) -> Separation:
     """All steps of a scheme, until it is done or has converged; `objective` is (iteration, ...). Raises Divergence."""
     state = scheme.init(observation, rng=rng)
@@ -237,7 +237,7 @@ def run(
                 state.partial,
             )
         if progress is not None:
-            progress(state)
+            progress(state, scheme.iterations)
         if scheme.tolerance is not None and converged(objective, scheme.tolerance, observation):
             break
     found = scheme.finish(observation, state, rng=rng)

@@ -10,6 +10,9 @@ from jaxtyping import Bool, Float, Float32
 
 from pyro_avse.typing import InputError, Separation
 
+HEARD = 30.0
+"""Seconds that a notebook's players hold at most: they stand inside of its file."""
+
 
 @dataclass(frozen=True, repr=False)
 class Enhanced:
@@ -58,6 +61,19 @@ class Enhanced:
                 f"  frames     {frames}, {known}",
                 f"  objective  {self.objective[0]:.6g} to {self.objective[-1]:.6g} in {len(self.objective)} iterations",
             )
+        )
+
+    def _repr_html_(self) -> str:
+        """In a notebook: players of recording, speech and noise, and the figure."""
+        from pyro_avse.enhancement.drawing import result_figure  # matplotlib takes a second to load
+        from pyro_avse.html import picture, player, table
+
+        heard = int(HEARD * self.sample_rate)
+        parts = {"recording": self.recording, "speech": self.speech, "noise": self.noise}
+        rows = [(name, player(w[:heard], self.sample_rate)) for name, w in parts.items()]
+        cut = f", its first {HEARD:g} s" if len(self.speech) > heard else ""
+        return table((f"{len(self.speech) / self.sample_rate:.2f} s{cut}", ""), rows) + picture(
+            result_figure(self)
         )
 
     @property

@@ -3,8 +3,9 @@
 Several at once: `Enhancer.batch`. One that is too long for memory: `pyro_avse.enhancement.long`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,6 +21,7 @@ from pyro_avse.enhancement.enhanced import Enhanced
 from pyro_avse.enhancement.find import find_device, find_scheme
 from pyro_avse.enhancement.front import Parts, log_response, low_speech, split
 from pyro_avse.enhancement.upper import top_gain, upper_speech
+from pyro_avse.inference.em import Observation, observe
 from pyro_avse.inference.nmf import Dictionary
 from pyro_avse.models.heard import HeardThrough
 from pyro_avse.stft import STFT
@@ -68,7 +70,7 @@ class Enhancer:
         self.device = find_device(device)
         self.prior = prior.to(self.device).requires_grad_(False)
         found: Any = getattr(prior, "noise_guide", None) if guide == "own" else guide
-        self.guide = found.to(self.device) if isinstance(found, torch.nn.Module) else found
+        self.guide: Any = found.to(self.device) if isinstance(found, torch.nn.Module) else found
         self.inference = inference
         self.stft = STFT() if stft is None else stft
         self.log_response = torch.from_numpy(log_response(self.stft.n_fft // 2 + 1)).float()
@@ -136,20 +138,31 @@ class Enhancer:
         return Recording(audio, parts, x, on_device, mask)
 
     def separate(
-        self, recording: "Recording", *, seed: int = 0, dictionary: Dictionary | None = None
+        self,
+        recording: "Recording",
+        *,
+        seed: int = 0,
+        dictionary: Dictionary | None = None,
+        progress: Callable[[float, str], None] | None = None,
     ) -> Enhanced:
         """Speech and noise of a prepared recording, at its own rate, length and level.
 
-        `dictionary` (rank, freq): where W starts, for the schemes that take one (`vem`, `mcem`).
+        Args:
+            dictionary: where W starts, (rank, freq), for the schemes that take one (`vem`, `mcem`).
+            progress: told the fraction done, and a text, after every EM iteration of the schemes that have them.
         """
         more: dict[str, Any] = {} if self.guide is None else {"guide": self.guide}
         if dictionary is not None:
             more["dictionary"] = dictionary
+        if progress is not None and "progress" in signature(self.inference).parameters:
+            more["progress"] = lambda state, total: progress(
+                state.iteration / total, f"EM iteration {state.iteration} of {total}"
+            )
         if recording.lips_mask is not None:
             more["lips_mask"] = recording.lips_mask
         prior = self._prior_of(recording)
         result = self.inference(prior, recording.spectrum, recording.lips, seed=seed, **more)
-        return self._enhanced(recording, result)
+        return self.synthesise(recording, result)
 
     def batch(self, recordings: Sequence["Recording"], *, seed: int = 0) -> list[Enhanced]:
         """Several prepared recordings in one run of the scheme, as utterances padded to the longest.
@@ -186,7 +199,7 @@ class Enhancer:
         prior = self._prior_of(recordings[0])
         result = self.inference(prior, x, lips, mask=mask, seed=seed, **more)
         return [
-            self._enhanced(r, of_utterance(result, i, len(r.spectrum)))
+            self.synthesise(r, of_utterance(result, i, len(r.spectrum)))
             for i, r in enumerate(recordings)
         ]
 
@@ -232,7 +245,19 @@ class Enhancer:
         prior = getattr(prior, "without_lips", prior) if recording.lips is None else prior
         return HeardThrough(prior, self.log_response.to(self.device))
 
-    def _enhanced(self, recording: "Recording", result: Separation) -> Enhanced:
+    def observe(self, recording: "Recording") -> Observation:
+        """What the steps of a scheme are given of a recording, the guide's beliefs among it.
+
+        scheme, observation = enhancer.inference, enhancer.observe(recording)
+        state = scheme.init(observation, rng=rng)
+        state = scheme.step(observation, state, rng=rng)        # as often as you like
+        enhanced = enhancer.synthesise(recording, scheme.finish(observation, state, rng=rng))
+        """
+        prior, x, lips = self._prior_of(recording), recording.spectrum, recording.lips
+        return observe(prior, x, lips, lips_mask=recording.lips_mask, guide=self.guide)
+
+    def synthesise(self, recording: "Recording", result: Separation) -> Enhanced:
+        """Waveforms of what a scheme returned, at the recording's rate, length and level."""
         audio, parts = recording.audio, recording.parts
         found = self.stft.synthesise(result.speech, len(audio.waveform)).cpu().numpy()
         heard = found.astype(np.float64)

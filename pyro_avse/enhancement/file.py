@@ -17,8 +17,8 @@ from jaxtyping import Float32
 from pyro_avse.data.media.audio import Audio, Blocks, load_audio
 from pyro_avse.data.media.saving import check_writable, save_pieces, save_together
 from pyro_avse.defaults import DEFAULT_INFERENCE, DEFAULT_MODEL
-from pyro_avse.enhancement.enhanced import check_strength, mix
-from pyro_avse.enhancement.enhancer import Enhancer
+from pyro_avse.enhancement.enhanced import Enhanced, check_strength, mix
+from pyro_avse.enhancement.enhancer import Enhancer, Recording
 from pyro_avse.enhancement.find import build_scheme
 from pyro_avse.enhancement.long import Piece, measure_blocks, open_sound
 from pyro_avse.enhancement.measure import measure, of_same_length
@@ -54,6 +54,7 @@ def enhance_file(
     device: str = "auto",
     report: Callable[[str], None] = lambda line: None,
     progress: Callable[[float, str], None] = lambda done, text: None,
+    show: Callable[[Recording, Enhanced], None] = lambda recording, result: None,
 ) -> JSON:
     """Enhance a recording, or the sound of a video by the lips that it shows, into a file.
 
@@ -74,7 +75,8 @@ def enhance_file(
         track: of a video with more than one sound, from 0; the others are copied.
         block: seconds; longer sound is enhanced in such blocks; 0: as a whole.
         report: told what is done, line by line.
-        progress: told the fraction done, and a text; of blocks only.
+        progress: told the fraction done, and a text, after every EM iteration, or block.
+        show: told what was prepared and what came of it, where the recording is not cut into blocks.
 
     Returns:
         What `measure` says: seconds, iterations, scores if there is a reference; and "files", what was written.
@@ -135,7 +137,10 @@ def enhance_file(
         for note in notes:  # not before what `prepare` refuses: a refusal stands alone
             report(note)
         report(f"{noisy}: {len(audio.waveform) / 16000:.2f} s with {model} and {name}")
-        result, row = measure(enhancer, recording, model, name, clean, seed, strength=strength)
+        result, row = measure(
+            enhancer, recording, model, name, clean, seed, strength=strength, progress=progress
+        )
+        show(recording, result)
         speech = result.mix(strength)
         places.write(speech, result.recording - speech, result.sample_rate)
     return row | {"files": places.files()}

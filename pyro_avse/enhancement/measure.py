@@ -1,6 +1,7 @@
 """One enhancement, timed and scored: a row of the tables."""
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -35,14 +36,16 @@ def measure(
     *,
     before: Scores | None = None,
     strength: float = 1.0,
+    progress: Callable[[float, str], None] | None = None,
 ) -> tuple[Enhanced, JSON]:
     """Enhance a recording; the result, and its row: time, and scores before and after where `clean` is given.
 
     The scores after are of `Enhanced.mix(strength)`; `before` are the recording's own, where they are already known.
-    `iterations` is the length of the objective: of `nuts` its draws, of `auto_normal` its steps.
+    `iterations` is the length of the objective: of `nuts` its draws, of `auto_normal` its steps. `progress` is that of
+    `Enhancer.separate`.
     """
     start = time.perf_counter()
-    result = enhancer.separate(recording, seed=seed)
+    result = enhancer.separate(recording, seed=seed, progress=progress)
     seconds = time.perf_counter() - start
     audio = recording.audio
     row: JSON = {
