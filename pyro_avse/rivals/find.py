@@ -1,8 +1,8 @@
 """Rivals by name: those of this library, anyone's function "module:function", and anyone's program."""
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from pyro_avse.data.lips.lips import Lips
+from pyro_avse.errors import closest
 from pyro_avse.rivals.external import Program, call, import_function
 from pyro_avse.typing import InputError
 from pyro_avse.weights.tensors import load_tensors
@@ -69,6 +70,39 @@ def find_rival(name: str) -> Rival | None:
             function = partial(import_function(RIVALS[kind]), weights=path)
             return Rival(kind, function, _content(path))
     return None
+
+
+def find_rivals(names: Sequence[str]) -> list[Rival]:
+    """The rivals of these names or "LABEL=NAME", called so. Raises InputError as `find_rival`, and for no rival."""
+    found = []
+    for label, name in labelled(names, "--models").items():
+        rival = find_rival(name)
+        if rival is None:
+            raise InputError(
+                f"{name!r} is no rival (a prior is given by --model){closest(name, RIVALS)}"
+            )
+        found.append(replace(rival, name=label))
+    return found
+
+
+def labelled(names: Sequence[str], option: str) -> dict[str, str]:
+    """{"vem": "vem", "slow": "vem"} of "vem" and "slow=vem".
+
+    Raises InputError for no names, one label twice, and a command without a label.
+    """
+    pairs = [(name.split("=")[0], name.split("=", 1)[-1]) for name in names]
+    labels = [label for label, _ in pairs]
+    for label in labels:
+        if "{" in label or " " in label:
+            raise InputError(
+                f"{option} {label!r}: give a command a name, NAME='CMD {{noisy}} {{out}}'"
+            )
+    if not labels:
+        raise InputError(f"{option} is empty: give at least one name")
+    for label in labels:
+        if labels.count(label) > 1:
+            raise InputError(f"{option} names {label!r} twice: name one of them anew, NEW={label}")
+    return dict(pairs)
 
 
 def _content(weights: Path | None) -> bytes:

@@ -18,7 +18,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -322,7 +322,7 @@ def _rival(run: Run) -> Rival:
     found = find_rival(run.weights)
     if found is None:
         raise InputError(f"{run.weights} is no rival any more: give another --out")
-    return found
+    return replace(found, name=run.model)
 
 
 @cache

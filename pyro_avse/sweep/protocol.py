@@ -22,7 +22,7 @@ from pyro_avse.data.media.audio import load_audio
 from pyro_avse.data.noise import Level, choose_voices
 from pyro_avse.enhancement.find import build_scheme
 from pyro_avse.errors import closest
-from pyro_avse.rivals.find import find_rival
+from pyro_avse.rivals.find import find_rival, labelled
 from pyro_avse.sweep.mixtures import LIPS, Mixture, place_mixture
 from pyro_avse.typing import JSON, InputError
 from pyro_avse.weights.checkpoint import (
@@ -112,10 +112,10 @@ def make_protocol(
             f"{clips} clips of {split}, which has {len(found)}: give 1 to {len(found)}"
         )
     settings = dict(settings or {})
-    schemes = _labelled(inference, "--inference")
+    schemes = labelled(inference, "--inference")
     sweep: JSON = {
         "noises": _find_noises(noises, corpus.utterances, found, data),
-        "models": {label: _model(name) for label, name in _labelled(models, "--models").items()},
+        "models": {label: _model(name) for label, name in labelled(models, "--models").items()},
         "inference": {
             label: {"scheme": name, "settings": settings.get(label, {})}
             for label, name in schemes.items()
@@ -350,23 +350,6 @@ def _model(name: str) -> JSON:
     parts = listed(name) or [name]
     place = "+".join(p if p in bundled_weights() else str(find_weights(p).resolve()) for p in parts)
     return {"weights": place, "digest": _digest(b"".join(file.read_bytes() for file in files))}
-
-
-def _labelled(names: Sequence[str], option: str) -> dict[str, str]:
-    """{"vem": "vem", "slow": "vem"} of "vem" and "slow=vem"."""
-    pairs = [(name.split("=")[0], name.split("=", 1)[-1]) for name in names]
-    labels = [label for label, _ in pairs]
-    for label in labels:
-        if "{" in label or " " in label:
-            raise InputError(
-                f"{option} {label!r}: give a command a name, NAME='CMD {{noisy}} {{out}}'"
-            )
-    if not labels:
-        raise InputError(f"{option} is empty: give at least one name")
-    for label in labels:
-        if labels.count(label) > 1:
-            raise InputError(f"{option} names {label!r} twice: name one of them anew, NEW={label}")
-    return dict(pairs)
 
 
 def _differ(old: JSON, new: JSON) -> bool:
