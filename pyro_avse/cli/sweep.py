@@ -33,7 +33,7 @@ def evaluate(
     models: Annotated[
         str,
         typer.Option(
-            help="Bundled names, weight files, rivals (log_mmse, module:function), LABEL=ONE, LABEL='CMD {noisy} {out}'."
+            help="Bundled names, weight files, rivals (log_mmse, module:function), LABEL=ONE, NAME='CMD {noisy} {out}'."
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder of the results, new or to go on with.")],
