@@ -123,7 +123,9 @@ def mel_bands() -> Float[Tensor, "band freq"]:
     rise, fall = (freqs - low) / (centre - low), (high - freqs) / (high - centre)
     triangles = np.maximum(0, np.minimum(rise, fall))
     nearest = np.abs(freqs - centre).argmin(1)  # low bands are narrower than a bin: they have one
-    triangles[np.arange(BANDS), nearest] = np.maximum(1e-2, triangles[np.arange(BANDS), nearest])
+    bands = np.arange(BANDS)
+    triangles[bands, nearest] = np.maximum(1e-2, triangles[bands, nearest])
+    triangles[0, 0] = triangles[-1, -1] = 1e-2  # and every bin is in a band
     return torch.from_numpy(triangles / triangles.sum(1, keepdims=True)).float()
 
 
@@ -165,7 +167,7 @@ def enhance(
     found = net.eval()(slices(noisy, count), in_unit(seen)).flatten(0, 1)[: len(x)]
     share = (0.5 * (found - noisy)).exp().clamp(max=1)
     around = mel_bands().T
-    gain = share @ (around / around.sum(1, keepdim=True).clamp(min=1e-9)).T
+    gain = share @ (around / around.sum(1, keepdim=True)).T
     speech = WINDOWS.synthesise(gain * x, len(samples)).numpy()
     return speech * np.float32(peak)
 
