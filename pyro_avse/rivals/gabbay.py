@@ -53,8 +53,8 @@ class GabbayNet(nn.Module):
 
     def __init__(
         self,
-        video_filters: tuple[int, ...] = (32, 32, 48, 64, 96),
-        audio_filters: tuple[int, int] = (48, 96),
+        video_filters: tuple[int, ...] = (16, 16, 24, 32, 48),
+        audio_filters: tuple[int, int] = (24, 48),
         dropped: float = 0.25,
     ) -> None:
         super().__init__()
