@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pyro_avse.inference.adaptation import DualAveraging, RobbinsMonro
 from pyro_avse.inference.amortised_vem import AmortisedVEM
 from pyro_avse.inference.auto_normal import AutoNormal
+from pyro_avse.inference.bnmf import BNMF
 from pyro_avse.inference.collapsed_vem import CollapsedVEM
 from pyro_avse.inference.elliptical_slice import EllipticalSlice
 from pyro_avse.inference.gibbs import Gibbs
@@ -50,6 +51,7 @@ SCHEMES: dict[str, Callable[..., Scheme]] = {
     "gpeem": GPEEM,
     "ldem": LDEM,
     "guided": Guided,
+    "bnmf": BNMF,
     "amortised_vem": AmortisedVEM,
     "importance": Importance,
     "nuts": NUTS,
@@ -57,6 +59,7 @@ SCHEMES: dict[str, Callable[..., Scheme]] = {
 }
 
 __all__ = [
+    "BNMF",
     "GPEEM",
     "HMC",
     "KERNELS",
