@@ -39,7 +39,10 @@ def words_of(name: str) -> list[str]:
 
 
 def word_accuracy(speech: Float[np.ndarray, "sample"], sentence: list[str]) -> float:
-    """The share of a sentence's words that are heard in their places, at 16 kHz. Raises InputError without PocketSphinx."""
+    """The share of a sentence's words that are heard in their places, at 16 kHz.
+
+    Raises InputError without PocketSphinx.
+    """
     decoder = _decoder()
     loudest = float(np.abs(speech).max()) or 1.0
     decoder.start_utt()
