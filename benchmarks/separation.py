@@ -6,8 +6,8 @@
     python benchmarks/separation.py --data ../shared/data --figure docs/figures/separation.png
 
 Mixtures are of GRID's valid clips, two speakers each, at -5, 0 and 5 dB of the first over the second, alone and in
-noise of the folder `noise` 10 dB under both; no noise there has trained anything. `--split test` takes the test clips, which
-have two speakers.
+noise of the folder `noise` 10 dB under both; no noise there has trained anything. `--split test` takes the test
+clips, which have two speakers.
 
     mixtures  every SNR, alone and in noise
     lips      at 0 dB without noise: each speaker's own lips; one speaker's alone; each other's, counted as if they were
