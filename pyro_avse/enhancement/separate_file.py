@@ -145,7 +145,8 @@ def _faces_of(path: Path, duration: float) -> tuple[list[Lips], list[str]]:
     """The lips of every face in a video, and what to say of them. Raises InputError for fewer than two."""
     from pyro_avse.data.lips.watch import watch_faces  # OpenCV takes a while to load
 
-    watched = watch_faces(path, until=duration)
+    found = watch_faces(path, until=duration)
+    watched = [one for one in found if one.lips.mask is None or one.lips.mask.any()]
     if len(watched) < 2:
         raise InputError(
             f"{path} shows {len(watched)} face{'s' * (len(watched) != 1)}: give --lips once for every speaker, or "
