@@ -4,7 +4,7 @@ BIN := .venv/bin
 DATA ?= ../shared/data
 JOBS ?= 2
 
-.PHONY: demo test test-fast test-slow test-arviz1 lint check bench results weights lessons fuzz kill
+.PHONY: demo docs test test-fast test-slow test-arviz1 lint check bench results weights lessons fuzz kill
 
 demo: .venv/.package
 	$(BIN)/pyro-avse demo --out demo
@@ -75,6 +75,11 @@ lessons: .venv/.lessons
 	    --output=$(abspath runs/lessons)/$$(basename $$notebook) || exit 1; \
 	done
 
+# The site, docs/_build/html/index.html: warnings are errors, notebooks are run, links inside it are followed.
+docs: .venv/.docs
+	OMP_NUM_THREADS=1 $(BIN)/sphinx-build -W --keep-going -j $(JOBS) -d docs/_build/doctrees docs docs/_build/html
+	$(BIN)/python docs/check_links.py docs/_build/html
+
 runs/synth: .venv/.development
 	$(BIN)/pyro-avse data synth --out $@ --speakers 100 --minutes 60 --seed 0
 
@@ -115,4 +120,8 @@ weights: .venv/.development runs/speech runs/synth
 
 .venv/.lessons: pyproject.toml constraints.txt | .venv/bin/python
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[lessons]"
+	touch $@ .venv/.package
+
+.venv/.docs: pyproject.toml constraints.txt | .venv/bin/python
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[docs,synth]"
 	touch $@ .venv/.package

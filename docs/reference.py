@@ -75,6 +75,7 @@ def write_pages(app: Any) -> None:
         names = [name for name in modules() if wing_of(name) == wing]
         blocks = (f"## {name}\n\n```{{eval-rst}}\n.. automodule:: {name}\n```\n" for name in names)
         pages[f"api/{wing}.md"] = f"# {title}\n\n" + "\n".join(blocks)
+    pages["commands.md"] = "\n".join(commands())
     for name, text in pages.items():
         path = DOCS / name
         path.parent.mkdir(exist_ok=True)
@@ -85,6 +86,25 @@ def write_pages(app: Any) -> None:
         "*.[ip]*y*"
     ):  # notebooks, and the programs that they link to
         shutil.copy2(path, DOCS / "lessons")
+
+
+def commands() -> Iterator[str]:
+    """The page of the command line, as `--help` has it."""
+    import typer
+    from typer.testing import CliRunner
+
+    from pyro_avse.cli import data, enhance, lab, live, page, sweep, training, weights  # noqa: F401
+    from pyro_avse.cli.app import app
+
+    yield "# Commands\n\nWhat `pyro-avse COMMAND --help` prints.\n"
+    top: Any = typer.main.get_command(app)
+    groups = {(name,): getattr(found, "commands", {}) for name, found in top.commands.items()}
+    names = [(*name, sub) for name, subs in groups.items() for sub in subs or [()]]
+    for name in sorted(tuple(filter(None, name)) for name in names):
+        asked = CliRunner(env={"COLUMNS": "100"}).invoke(
+            app, [*name, "--help"], prog_name="pyro-avse"
+        )
+        yield f"## {' '.join(name)}\n\n```text\n{asked.output.strip()}\n```\n"
 
 
 def equations() -> list[list[str]]:
@@ -191,7 +211,7 @@ def escape(text: str) -> str:
 
 def plain(text: str) -> str:
     """Without code in it; what `to_rst` made bold stays so."""
-    text = text.replace("\\", "\\\\")
+    text = re.sub(r"\\|^(?=\(\w+\) )", r"\\\g<0>", text, flags=re.MULTILINE)  # (3) begins no list
     bold = re.compile(r"(?m)^(    - )\*\*(.+?)\*\*: ")
     kept = [m[2] for m in bold.finditer(text)]
     text = bold.sub(r"\1\0: ", text)
