@@ -151,6 +151,8 @@ class EM(ABC):
     """In `SCHEMES`."""
     cure: ClassVar[str] = "take a smaller step size, or a kernel that can reject"
     """What a Divergence tells to do."""
+    has_draws: ClassVar[bool] = True
+    """Whether it ends with a posterior of speech (`Separation.posterior`)."""
     of_paths: ClassVar[bool] = False
     """Whether it can do without independent frames, as priors that couple them ask."""
     iterations: int

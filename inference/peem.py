@@ -60,6 +60,7 @@ class PEEM(EM):
     name: ClassVar[str] = "peem"
     of_paths: ClassVar[bool] = True
     cure: ClassVar[str] = "take a smaller learning_rate"
+    has_draws: ClassVar[bool] = False
     iterations: int = 12
     steps: int = 10
     learning_rate: float = 0.05

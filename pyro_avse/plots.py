@@ -13,7 +13,7 @@ from matplotlib.image import AxesImage
 from pyro_avse.defaults import SAMPLE_RATE
 from pyro_avse.files import write_atomically
 
-BLUE, ORANGE, GREY = "#3366aa", "#dd7722", "#888888"
+BLUE, ORANGE, GREY, GREEN = "#3366aa", "#dd7722", "#888888", "#44cc99"
 
 
 DEEP = 70

@@ -263,6 +263,25 @@ class GuideForNoise(Protocol):
         """What the guide believes of a whole recording |x|^2, as the schemes hear it."""
 
 
+@dataclass(frozen=True)
+class SpeechPosterior:
+    """What a scheme believes of speech, a mixture of complex Gaussians in every frame (`inference/uncertainty.py`):
+
+    s_n | x_n ~ sum_rk w_rk N_c(G_rk x_n, G_rk V_b),   G_rk = V_s / (V_s + V_b)
+    """
+
+    mixture: Spectrum
+    """x."""
+    speech_variance: Float[Tensor, "component draw *utterance frame freq"]
+    """V_s at draw r with component k; component axis 1 where all share a decoder."""
+    noise_variance: Float[Tensor, "component draw *utterance frame freq"]
+    """V_b, or broadcasting to it."""
+    weights: Float[Tensor, "component draw *utterance frame"]
+    """w_rk, which sum to one."""
+    of_recording: bool = False
+    """Whether draw r is one of the whole recording, its noise included; else frames are independent."""
+
+
 @dataclass(frozen=True, repr=False)
 class Separation:
     """What a scheme returns: speech and noise of a mixture, and how it got there."""
@@ -289,6 +308,8 @@ class Separation:
     chains_disagree: Bool[Tensor, "*utterance frame"] | None = None
     """Frames whose chains' mean log densities lie more than 5 nats apart (`GAP` in inference/monte_carlo.py): they sat
     in different modes, and r(alpha_n) there says where they began. None where there are fewer than two chains."""
+    posterior: SpeechPosterior | None = None
+    """Of speech itself, around `speech`; None for a scheme that ends with one code a frame, and so knows no doubt."""
 
     def __repr__(self) -> str:
         """Five lines, whatever the shapes."""

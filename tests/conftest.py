@@ -37,6 +37,7 @@ LONG = [
     "cli_inference",
     "cluster",
     "comparison",
+    "crew",
     "diagnostics",
     "evaluation",
     "examples",

@@ -142,7 +142,7 @@ def _video(path: Path, folder: Path, result: Enhanced, strength: float) -> list[
     places = Places(output, None, path)
     places.check()
     speech = result.mix(strength)
-    places.write(speech, result.recording - speech, result.sample_rate)
+    places.write_pieces(iter([[speech, result.recording - speech]]), result.sample_rate)
     return [output]
 
 

@@ -3,12 +3,16 @@
 A notebook shows an `Enhanced` as players and a figure.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float, Float32
 
-from pyro_avse.typing import InputError, Separation
+from pyro_avse.enhancement.uncertainty import Uncertainty, uncertainty_of
+from pyro_avse.inference.uncertainty import draw_speech
+from pyro_avse.typing import InputError, Separation, Spectrum
 
 HEARD = 30.0
 """Seconds that a notebook's players hold at most: they stand inside of its file."""
@@ -35,6 +39,10 @@ class Enhanced:
     separation: Separation
     """All that the scheme returned, chains included, on its device. Of a batch: this recording's, cut to its frames,
     but for `target`, which is the whole batch's, and `chains`, which is None."""
+    restore: Callable[[Spectrum], Float32[np.ndarray, "sample"]]
+    """Another spectrum of speech on the same grid, made into sound as `speech` was: of its rate, length and level."""
+    unit: float
+    """A spectrum times this is that of the recording at 16 kHz, at its level."""
 
     def __repr__(self) -> str:
         """Five lines: how long, how loud, how sure, how far."""
@@ -87,6 +95,20 @@ class Enhanced:
         Raises InputError for a strength outside of 0 to 1.
         """
         return mix(self.recording, self.speech, strength)
+
+    def draws(self, count: int, *, seed: int = 0) -> list[Float32[np.ndarray, "sample"]]:
+        """What the speech may have been as well: draws of its posterior, as waveforms like `speech`.
+
+        Frames overlap, so a draw's sound is the mean of what two frames drew: it lies nearer to `speech` than the
+        variance of one frame says. Raises InputError for a scheme without draws, and a count below 1.
+        """
+        rng = torch.Generator(device=self.separation.speech.device).manual_seed(seed)
+        return [self.restore(s) for s in draw_speech(self.separation, count, rng=rng)]
+
+    @property
+    def uncertainty(self) -> Uncertainty:
+        """How sure the speech is, coefficient by coefficient. Raises InputError for a scheme without draws."""
+        return uncertainty_of(self.separation, self.frame_times, self.unit)
 
 
 def mix(

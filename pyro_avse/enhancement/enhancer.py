@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Shaped
+from jaxtyping import Bool, Float32, Shaped
 from torch.nn.utils.rnn import pad_sequence
 
 from pyro_avse.data.lips.lips import Lips, lips_from_array, lips_on_grid, mask_on_grid
@@ -25,7 +25,14 @@ from pyro_avse.inference.em import Observation, observe
 from pyro_avse.inference.nmf import Dictionary
 from pyro_avse.models.heard import HeardThrough
 from pyro_avse.stft import STFT
-from pyro_avse.typing import GuideForNoise, InputError, Scheme, Separation, Spectrum
+from pyro_avse.typing import (
+    GuideForNoise,
+    InputError,
+    Scheme,
+    Separation,
+    Spectrum,
+    SpeechPosterior,
+)
 from pyro_avse.weights.checkpoint import load_prior
 
 if TYPE_CHECKING:
@@ -162,7 +169,7 @@ class Enhancer:
             )
         if recording.lips_mask is not None:
             more["lips_mask"] = recording.lips_mask
-        prior = self._prior_of(recording)
+        prior = self.prior_of(recording)
         result = self.inference(prior, recording.spectrum, recording.lips, seed=seed, **more)
         return self.synthesise(recording, result)
 
@@ -198,7 +205,7 @@ class Enhancer:
                 for r in recordings
             ]
             more["lips_mask"] = pad_sequence(shown, batch_first=True)
-        prior = self._prior_of(recordings[0])
+        prior = self.prior_of(recordings[0])
         result = self.inference(prior, x, lips, mask=mask, seed=seed, **more)
         return [
             self.synthesise(r, of_utterance(result, i, len(r.spectrum)))
@@ -241,7 +248,7 @@ class Enhancer:
             device=self.device,
         )
 
-    def _prior_of(self, recording: "Recording") -> Any:
+    def prior_of(self, recording: "Recording") -> Any:
         """The prior, as it is heard through the front's high-pass."""
         prior = self.prior
         prior = getattr(prior, "without_lips", prior) if recording.lips is None else prior
@@ -255,30 +262,38 @@ class Enhancer:
         state = scheme.step(observation, state, rng=rng)        # as often as you like
         enhanced = enhancer.synthesise(recording, scheme.finish(observation, state, rng=rng))
         """
-        prior, x, lips = self._prior_of(recording), recording.spectrum, recording.lips
+        prior, x, lips = self.prior_of(recording), recording.spectrum, recording.lips
         return observe(prior, x, lips, lips_mask=recording.lips_mask, guide=self.guide)
 
     def synthesise(self, recording: "Recording", result: Separation) -> Enhanced:
         """Waveforms of what a scheme returned, at the recording's rate, length and level."""
-        audio, parts = recording.audio, recording.parts
-        found = self.stft.synthesise(result.speech, len(audio.waveform)).cpu().numpy()
-        heard = found.astype(np.float64)
-        speech = parts.restore(heard, low_speech(parts, heard, self.stft)).astype(np.float32)
-        disagree = result.chains_disagree
-        times = self.stft.frame_times(len(recording.spectrum))
-        gain = top_gain(result.speech, recording.spectrum)
-        upper = upper_speech(audio, gain, times, parts.clicks)
+        audio, disagree = recording.audio, result.chains_disagree
+        speech_16k, speech = self.restored(recording, result.speech)
         return Enhanced(
-            speech=restore(speech, audio) + upper,
+            speech=speech,
             recording=audio.original,
             sample_rate=audio.sample_rate,
-            speech_16k=speech,
+            speech_16k=speech_16k,
             responsibilities=result.responsibilities.cpu().numpy(),
             chains_disagree=None if disagree is None else disagree.cpu().numpy(),
-            frame_times=times,
+            frame_times=self.stft.frame_times(len(recording.spectrum)),
             objective=result.objective.cpu().numpy(),
             separation=result,
+            restore=lambda spectrum: self.restored(recording, spectrum)[1],
+            unit=recording.parts.level * audio.peak,
         )
+
+    def restored(
+        self, recording: "Recording", speech: Spectrum
+    ) -> tuple[Float32[np.ndarray, "sample_16k"], Float32[np.ndarray, "sample"]]:
+        """A spectrum of speech as a waveform at 16 kHz, and with its upper part at the recording's rate and level."""
+        audio, parts = recording.audio, recording.parts
+        heard = self.stft.synthesise(speech, len(audio.waveform)).cpu().numpy().astype(np.float64)
+        low = low_speech(parts, heard, self.stft)
+        waveform = parts.restore(heard, low).astype(np.float32)
+        times = self.stft.frame_times(len(recording.spectrum))
+        gain = top_gain(speech, recording.spectrum)
+        return waveform, restore(waveform, audio) + upper_speech(audio, gain, times, parts.clicks)
 
 
 def of_utterance(batch: Separation, index: int, frames: int) -> Separation:
@@ -301,6 +316,18 @@ def of_utterance(batch: Separation, index: int, frames: int) -> Separation:
             None if batch.chains_disagree is None else batch.chains_disagree[index, :frames]
         ),
         chains=None,
+        posterior=batch.posterior and of_recording(batch.posterior, index, frames),
+    )
+
+
+def of_recording(batch: SpeechPosterior, index: int, frames: int) -> SpeechPosterior:
+    """The same of a posterior."""
+    return replace(
+        batch,
+        mixture=batch.mixture[index, :frames],
+        speech_variance=batch.speech_variance[:, :, index, :frames],
+        noise_variance=batch.noise_variance[:, :, index, :frames],
+        weights=batch.weights[:, :, index, :frames],
     )
 
 
