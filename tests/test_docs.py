@@ -129,7 +129,10 @@ def test_the_site_is_built(tmp_path: Path) -> None:
     pytest.importorskip("sphinx", reason="the extra `docs` is not installed")
     pytest.importorskip("furo", reason="the extra `docs` is not installed")
     shutil.copytree(
-        ROOT, tmp_path / "root", symlinks=True, ignore=shutil.ignore_patterns(".*", "_build", "runs")
+        ROOT,
+        tmp_path / "root",
+        symlinks=True,
+        ignore=shutil.ignore_patterns(".*", "_build", "runs"),
     )
     docs, site = tmp_path / "root" / "docs", tmp_path / "site"
     command = [
