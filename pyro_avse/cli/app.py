@@ -22,6 +22,8 @@ app = typer.Typer(
 )
 data_app = typer.Typer(rich_markup_mode=None, help="Make training data, and look at it.")
 app.add_typer(data_app, name="data")
+lab_app = typer.Typer(rich_markup_mode=None, help="Experiments on inference itself.")
+app.add_typer(lab_app, name="lab")
 
 
 @app.callback(invoke_without_command=True)
@@ -56,6 +58,12 @@ ThreadsOption = Annotated[
 
 
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, or auto for the fastest at hand.")]
+
+
+FaceOption = Annotated[
+    str,
+    typer.Option(help="Of several: left, right, 0 (the leftmost), 1, ... or auto, who speaks."),
+]
 
 
 def fail(message: str) -> None:
@@ -105,7 +113,7 @@ def read_settings(text: str) -> dict[str, dict[str, Any]]:
 
 @contextmanager
 def progress_bar() -> Iterator[Callable[[float, str], None]]:
-    """A bar on stderr that starts with its first update (fraction done, text), so that a refusal stands alone."""
+    """A bar on stderr that starts with its first update (fraction done, text); a refusal takes it away."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -119,6 +127,10 @@ def progress_bar() -> Iterator[Callable[[float, str], None]]:
 
     try:
         yield update
+    except BaseException:
+        bar.live.transient = True
+        bar.live.stop()
+        raise
     finally:
         if bar.live.is_started:
             bar.stop()

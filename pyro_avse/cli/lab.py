@@ -277,6 +277,9 @@ def evidence(
     inference: Annotated[str, typer.Option(help="Scheme that fits the noise.")] = DEFAULT_INFERENCE,
     particles: Annotated[int, typer.Option(min=2, help="A frame and component.")] = 32,
     moves: Annotated[int, typer.Option(min=1, help="Of each particle at each temperature.")] = 2,
+    kernel: Annotated[
+        str | None, typer.Option(help="What moves them, as mala or random_walk; else hmc.")
+    ] = None,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
     as_json: JsonFlag = False,
@@ -285,10 +288,13 @@ def evidence(
     from pyro_avse.data.lips.open import load_lips
     from pyro_avse.data.media.audio import load_audio
     from pyro_avse.enhancement.enhancer import Enhancer
-    from pyro_avse.enhancement.find import find_scheme
+    from pyro_avse.enhancement.find import find_kernel, find_scheme
+    from pyro_avse.inference.evidence import check_kernel
     from pyro_avse.lab.evidence import weigh
     from pyro_avse.weights.checkpoint import load_prior
 
+    mover = None if kernel is None else find_kernel(kernel)
+    check_kernel(mover)
     audio = load_audio(noisy)
     seen = None if lips is None else load_lips(lips, fps=fps)
     ready = []
@@ -296,7 +302,7 @@ def evidence(
         prior, stft = load_prior(model)
         enhancer = Enhancer(prior, find_scheme(inference), stft=stft, device=device)
         ready.append((model, enhancer, enhancer.prepare(audio, seen)))
-    found = weigh(ready, particles=particles, moves=moves, seed=seed, report=say)
+    found = weigh(ready, particles=particles, moves=moves, kernel=mover, seed=seed, report=say)
     first = next(iter(found.values()))
     rows = [weighed.row(model, first) for model, weighed in found.items()]
     if as_json:
