@@ -45,7 +45,8 @@ def test_every_page_is_in_the_menu() -> None:
 def test_every_equation_has_its_proof_and_its_source() -> None:
     """The page of proofs has every test that the table names; symbols and tests become links."""
     rows, proofs = reference.equations(), "\n".join(reference.proofs())
-    assert len(rows) == 72
+    assert len(rows) >= 72
+    assert {len(row) for row in rows} == {5}
     source = [(DOCS / "EQUATIONS.md").read_text()]
     reference.link_equations(None, "EQUATIONS", source)
     for _, _, symbol, test, _ in rows:
