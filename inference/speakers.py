@@ -75,7 +75,7 @@ class DrawnTogether:
 
 @dataclass(frozen=True)
 class SpeakersEM(MCEM):
-    """Settings of Monte Carlo EM of several speakers; how the defaults were found: docs/RESULTS.md.
+    """Settings of Monte Carlo EM of several speakers; the defaults are those of `Guided`, not yet chosen by measurement.
 
     Attributes:
         kernel: what moves all codes of a frame; `ULA` with few steps as `ldem`, or `RandomWalk` with more as `mcem`.
