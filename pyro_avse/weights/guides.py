@@ -1,7 +1,7 @@
 """Guides for noisy speech on disk. A guide belongs to one prior: its file says which, by name and checksum.
 
 The bundled guide of the bundled prior NAME is bundled/NAME.guide.safetensors, of the causal kind
-bundled/NAME.live.safetensors, and that which separates speakers bundled/NAME.separate.safetensors.
+bundled/NAME.live.safetensors. One that separates speakers, bundled/NAME.separate.safetensors, came with none yet.
 """
 
 import os
@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from pyro_avse.defaults import SEPARATION_MODEL
 from pyro_avse.models.guide import NoisyGuide
 from pyro_avse.models.separating_guide import SeparatingGuide
 from pyro_avse.stft import STFT
@@ -93,8 +92,8 @@ def load_separating_guide(
     path = own_guide(model, separates=True) if guide == "own" else Path(guide)
     if path is None:
         raise InputError(
-            f"{model} came without a guide that separates speakers: take {SEPARATION_MODEL}, train one (pyro-avse "
-            "train), or give --guide none, which seldom tells who is who"
+            f"{model} came without a guide that separates speakers: train one (pyro-avse train "
+            "default/separate_a_vae) and give it as --guide, or give --guide none, which seldom tells who is who"
         )
     return _loaded(path, prior, stft, SeparatingGuide)
 
