@@ -25,6 +25,7 @@ from pyro.infer.autoguide import init_to_value
 from torch import Tensor
 
 from pyro_avse.errors import Divergence
+from pyro_avse.inference.em import refuse_chain
 from pyro_avse.inference.mcem import MCEM
 from pyro_avse.inference.monte_carlo import weighted_draws
 from pyro_avse.inference.nuts import held_filter, held_programs, pyro_session
@@ -70,6 +71,7 @@ class AutoNormal:
         Raises:
             Divergence: the ELBO became NaN or infinite; its `partial` holds MCEM's chains.
         """
+        refuse_chain("auto_normal", prior)
         held = self.mcem(
             prior, mixture, lips, mask=mask, lips_mask=lips_mask, seed=seed, guide=guide
         )

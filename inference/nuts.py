@@ -24,6 +24,7 @@ import torch
 from pyro.infer import mcmc
 from torch import Tensor
 
+from pyro_avse.inference.em import refuse_chain
 from pyro_avse.inference.mcem import MCEM
 from pyro_avse.inference.monte_carlo import chains_disagree, speech_posterior, weighted_draws
 from pyro_avse.inference.run import stop_if_diverged, sum_of_frames
@@ -79,6 +80,7 @@ class NUTS:
         `chains.kernel` is these settings, since no kernel of this library drew them. Frames of padding stay where
         MCEM left them.
         """
+        refuse_chain("nuts", prior)
         held = self.mcem(
             prior, mixture, lips, mask=mask, lips_mask=lips_mask, seed=seed, guide=guide
         )

@@ -12,6 +12,7 @@ from pyro_avse.models.a_vae import AVAE
 from pyro_avse.models.av_vae import AVVAE
 from pyro_avse.models.min_vae import MINVAEv1, MINVAEv2
 from pyro_avse.models.min_vae_v3 import MINVAEv3
+from pyro_avse.models.switching import Switching
 from pyro_avse.models.v_vae import VVAE
 from pyro_avse.models.vae_mm import VAEMM
 
@@ -23,6 +24,17 @@ MODELS: dict[str, type[nn.Module]] = {
     "min_vae_v2": MINVAEv2,
     "min_vae_v3": MINVAEv3,
     "vae_mm": VAEMM,
+    "switching": Switching,
 }
 
-__all__ = ["AVAE", "AVVAE", "MODELS", "VAEMM", "VVAE", "MINVAEv1", "MINVAEv2", "MINVAEv3"]
+__all__ = [
+    "AVAE",
+    "AVVAE",
+    "MODELS",
+    "VAEMM",
+    "VVAE",
+    "MINVAEv1",
+    "MINVAEv2",
+    "MINVAEv3",
+    "Switching",
+]
