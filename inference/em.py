@@ -26,6 +26,7 @@ from pyro_avse.inference.adaptation import Adaptation
 from pyro_avse.inference.guess import first_component, guessed_codes, guessed_factors
 from pyro_avse.inference.nmf import Activations, Dictionary, initial_factors
 from pyro_avse.inference.run import run_chains, unchecked
+from pyro_avse.inference.settings import check_prior
 from pyro_avse.models.nmf_noise import NoiseModel
 from pyro_avse.typing import (
     Chains,
@@ -201,13 +202,7 @@ class EM(ABC):
             InputError: lips or settings that do not suit the prior, or a prior that couples frames where each is taken
                 on its own.
         """
-        if not self.of_switching:
-            refuse_chain(self.name, prior)
-        if couples_frames(prior) and not (self.of_paths or switches(prior)):
-            raise InputError(
-                f"{self.name} takes each frame on its own, and under {type(prior).__name__} they are coupled: take "
-                "ldem, mcem, peem, gpeem or amortised_vem"
-            )
+        check_prior(self, prior)
         observation = observe(
             prior,
             mixture,
@@ -223,15 +218,6 @@ class EM(ABC):
     def given(self, observation: Observation) -> "EM":
         """The scheme that suits what is given."""
         return self
-
-
-def refuse_chain(scheme: str, prior: SpeechPrior) -> None:
-    """Raise InputError where alpha_1:N is a Markov chain, and the scheme takes each alpha_n on its own."""
-    if switches(prior):
-        raise InputError(
-            f"{scheme} takes each alpha_n on its own, and under {type(prior).__name__} they are a chain: take guided, "
-            "ldem, mcem, vem, collapsed_vem, peem or gpeem"
-        )
 
 
 def run(

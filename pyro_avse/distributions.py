@@ -154,6 +154,12 @@ class Path(TorchDistribution):  # type: ignore[misc]
         *batch, num_frames = frames
         super().__init__(torch.Size(batch), torch.Size((num_frames, latent_dim)))
 
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "Path":
+        """To the batch shape that it has, as Pyro's plates ask; another is refused."""
+        if tuple(batch_shape) != tuple(self.batch_shape):
+            raise ValueError(f"a path of utterances {tuple(self.batch_shape)} is no {batch_shape}")
+        return self
+
     def given(self, z: Codes) -> tuple[Tensor, Tensor]:
         """Mean and scale of every frame given those before in z, (..., frame, latent)."""
         previous = torch.nn.functional.pad(z[..., :-1, :], (0, 0, 1, 0))

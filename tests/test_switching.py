@@ -231,7 +231,7 @@ def test_frames_without_a_picture_leave_out_what_looks(small_prior: Callable[...
 
 
 def test_draws_are_weighed_by_all_paths(small_prior: Callable[..., Any]) -> None:
-    """`weigh`: r(alpha_n) of the chains' own evidence is the sum over 3^6 paths; each draw counts with its component."""
+    """`weigh`: r(alpha_n) of the chains' evidence is the sum over 3^6 paths; each draw counts with its component."""
     heard = Heard(small_prior)
     each = EachComponent(heard.target())
     z0 = torch.randn(2 * K, FRAMES, 2)
