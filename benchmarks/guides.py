@@ -97,9 +97,12 @@ def table_of_settings(args: argparse.Namespace, model: str) -> Iterator[dict[str
     cases = recordings(args, model)
     for title, settings in (
         ("as it is", {}),
-        ("filter: the model alone", {"filter_share": 0.0}),
-        ("filter: half and half", {"filter_share": 0.5}),
-        ("filter: the guide alone", {"filter_share": 1.0}),
+        ("filter: the model alone", {"filter_share": 0.0, "clear_share": 0.0}),
+        (
+            "filter: half and half, whatever the recording",
+            {"filter_share": 0.5, "clear_share": 0.5},
+        ),
+        ("filter: the guide alone", {"filter_share": 1.0, "clear_share": 1.0}),
         ("W H starts at the guide's noise", {"noise": {"start": "guide"}}),
         ("as many steps and chains as ldem", asdict_of_ldem()),
     ):

@@ -103,7 +103,7 @@ def make_jobs(folder: Path) -> list[Job]:
     def lips(out: Path) -> None:
         os.environ["PYRO_AVSE_CACHE"] = str(out)
         frames = np.random.default_rng(0).integers(0, 255, (300, 67, 67), dtype=np.uint8)
-        seen = watching.Watched(Lips(frames, 25.0), np.zeros((300, 4)), [], [])
+        seen = watching.Watched(Lips(frames, 25.0), np.zeros((300, 5)), [], [])
         watching.watch = lambda *a, **k: seen  # type: ignore[assignment]  # no face is looked for
         watching.watch_cached(long)
 

@@ -12,6 +12,7 @@ from pyro_avse.inference.adaptation import DualAveraging, RobbinsMonro
 from pyro_avse.inference.amortised_vem import AmortisedVEM
 from pyro_avse.inference.auto_normal import AutoNormal
 from pyro_avse.inference.blocks import Blocks
+from pyro_avse.inference.bnmf import BNMF
 from pyro_avse.inference.collapsed_vem import CollapsedVEM
 from pyro_avse.inference.elliptical_slice import EllipticalSlice
 from pyro_avse.inference.gibbs import Gibbs
@@ -52,6 +53,7 @@ SCHEMES: dict[str, Callable[..., Scheme]] = {
     "gpeem": GPEEM,
     "ldem": LDEM,
     "guided": Guided,
+    "bnmf": BNMF,
     "amortised_vem": AmortisedVEM,
     "importance": Importance,
     "nuts": NUTS,
@@ -59,6 +61,7 @@ SCHEMES: dict[str, Callable[..., Scheme]] = {
 }
 
 __all__ = [
+    "BNMF",
     "GPEEM",
     "HMC",
     "KERNELS",

@@ -25,7 +25,7 @@ from pyro_avse.typing import Codes, Info, InputError, Kernel, State, Target
 
 @dataclass(frozen=True)
 class Blocks:
-    """One step of `inner` on every block of `frames` frames.
+    """One step of `inner` on every block of `frames` frames: D13.
 
     `Info.accepted` says whether more than half of the blocks moved, and `Info.log_ratio` is the logarithm of their mean
     acceptance probability, which an adaptation steers.

@@ -54,7 +54,7 @@ class EachComponent:
         return torch.cat(values), torch.cat(gradients)
 
     def weigh(self, chains: Chains) -> tuple[Draws, Weights]:
-        """sigma_k(z_r) of component k's own draws, and w_rk, (component, draw, ..., frame)."""
+        """sigma_k(z_r) of component k's own draws, and w_rk, D18, (component, draw, ..., frame)."""
         K, draws = len(self.parts), chains.draws.shape[1]
         evidence = chain_evidence(chains.log_density, chains.draws).unflatten(0, (K, -1))
         evidence = evidence / self.whole.prior.temperature

@@ -101,7 +101,7 @@ class Collapsed(ABC):
         return self.of_event(self.frames_log_density(z))
 
     def frames_log_density(self, z: Codes) -> Float[Tensor, "*batch frame"]:
-        """Every frame's part of it."""
+        """Every frame's part of it; of a path, of log p(x_1:N, z_1:N), D12."""
         return self.over_components(self.component_log_joint(z))[0]
 
     def over_components(
@@ -293,7 +293,7 @@ def smooth_frames(
     mixing_weight: MixingWeight,
     mask: FrameMask | None,
 ) -> tuple[Float[Tensor, "chain *utterance frame"], PerComponent]:
-    """`smooth` of a prior's chain: pi is of alpha_1, and where pi_k is 0, in a frame or in all, alpha_n is not k."""
+    """D17, by `smooth`: pi is of alpha_1, and where pi_k is 0, in a frame or all, alpha_n is not k."""
     pi = _align_weight(mixing_weight, evidence.dim())
     evidence = torch.where(pi > 0, evidence, -torch.inf)
     if mask is not None:

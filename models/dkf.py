@@ -75,7 +75,7 @@ class DKF(Dynamical):
         return join(self.encoder.hidden(power), g)
 
     def infer(self, previous: Codes, heard: Tensor, memory: Any) -> tuple[Tensor, Tensor, Any]:
-        """q(z_n | z_n-1, s_n:N)."""
+        """q(z_n | z_n-1, s_n:N): D5."""
         y, told = heard.tensor_split([self.encoder.hidden.out_features], -1)
         return *self.encoder(y, join(previous, told)), None
 
@@ -91,7 +91,7 @@ class AVDKF(DKF):
 
 
 class GatedTransition(nn.Module):
-    """N((1 - g) * linear(z) + g * network(z), diag sigma(z)); lips, where there are, enter gate and networks.
+    """N((1 - g) * linear(z) + g * network(z), diag sigma(z)); lips, where there are, enter gate and networks. D4
 
     As long as nothing is learned, N(0, I).
     """

@@ -25,7 +25,7 @@ from pyro_avse.typing import Codes, Power
 
 
 class DSAE(Summarised):
-    """The disentangled sequential autoencoder.
+    """The disentangled sequential autoencoder: D9.
 
     Args:
         num_freqs, latent_dim, hidden: as of `Dynamical`; w has `latent_dim` numbers too.

@@ -1,10 +1,13 @@
 """The network of a guide that hears noise: a recording's frames, and lips, into one summary h_n of each frame.
 
     f_nf   the floor: a quantile over time of |x_nf|^2, as noise that is always there would have it
-    y_n    log |x_n|^2, log |x_n|^2 - log f_n, and what is made of the lips, or a mark that there are none
+    l      the level: 0, or in a causal ear log of the mean of |x|^2 up to frame n
+    y_n    log |x_n|^2 - l, log |x_n|^2 - log f_n, and what is made of the lips, or a mark that there are none
     h_1:N  GRU(y_1:N), both ways or forwards
 
-The floor makes it easy to hear what stands out, whatever the spectrum of the noise.
+The floor makes it easy to hear what stands out, whatever the spectrum of the noise. A recording is brought to the level
+of training before it is heard. Of sound that is still coming in nobody knows the level, so a causal ear does without.
+It may hear some frames `ahead`: h_n is then what it knows after frame n + ahead.
 """
 
 from dataclasses import dataclass
@@ -14,11 +17,20 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from pyro_avse.models.noise_floor import follow_floor, steady_floor
+from pyro_avse.models.noise_floor import FAINTEST, follow_floor, follow_level, steady_floor
 from pyro_avse.typing import FrameMask, Power
 
-FAINTEST = 1e-6
-"""In |STFT|^2 of a recording at the level of training: 60 dB under a quiet vowel."""
+
+@dataclass(frozen=True)
+class Heard:
+    """What an ear makes of frames."""
+
+    h: Float[Tensor, "*utterance frame out"]
+    summary: Float[Tensor, "*utterance out"]
+    """The mean of h."""
+    log_floor: Float[Tensor, "*utterance #frame freq"]
+    level: Float[Tensor, "*utterance 1"]
+    """l, where the summary ends."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +40,12 @@ class Memory:
     state: Tensor
     """The GRU's."""
     quantile: Float[Tensor, "freq"]
-    total: Float[Tensor, "out"]
-    """Sum of h over all frames so far."""
+    mean: Tensor
+    """Of |x|^2."""
     count: int
+    """Frames so far."""
+    total: Float[Tensor, "out"]
+    """The sum of h over those of them whose h is known."""
 
 
 class Ear(nn.Module):
@@ -41,14 +56,20 @@ class Ear(nn.Module):
         seen: numbers that say what a picture shows; 0: it never looks.
         hidden: units of the first layer, and of the GRU in each direction.
         layers: of the GRU.
-        causal: whether it hears the past alone.
+        causal: whether it hears the past alone, and
+        ahead: so many frames besides.
+
+    Raises:
+        ValueError: frames ahead where it hears all of them.
     """
 
     def __init__(
-        self, num_freqs: int, seen: int, *, hidden: int, layers: int, causal: bool
+        self, num_freqs: int, seen: int, *, hidden: int, layers: int, causal: bool, ahead: int
     ) -> None:
         super().__init__()
-        self.causal, self.size = causal, hidden if causal else 2 * hidden
+        if ahead < 0 or (ahead and not causal):
+            raise ValueError(f"ahead is {ahead}: 0 or more, and 0 where causal is false")
+        self.causal, self.ahead, self.size = causal, ahead, hidden if causal else 2 * hidden
         self.sound = nn.Linear(2 * num_freqs, hidden)
         self.lips = nn.Linear(seen, hidden) if seen else None
         self.absent = nn.Parameter(torch.zeros(hidden)) if seen else None
@@ -62,43 +83,75 @@ class Ear(nn.Module):
         *,
         mask: FrameMask | None = None,
         lips_mask: FrameMask | None = None,
-    ) -> tuple[Float[Tensor, "*utterance frame out"], Tensor, Tensor]:
-        """h, its mean over the frames, and log f, of whole recordings."""
+    ) -> Heard:
+        """Of whole recordings. While it is trained, the summary of a causal ear ends at a random frame."""
+        if self.causal:
+            return self._heard_forwards(power, seen, mask, lips_mask)
         log_power = (power + FAINTEST).log()
-        followed = follow_floor(log_power, log_power[..., 0, :])[0] if self.causal else None
-        floor = steady_floor(log_power, mask) if followed is None else followed
-        y = self.frames(log_power, floor, seen, lips_mask)
+        floor = steady_floor(log_power, mask)
+        y = self.frames(log_power, log_power - floor, seen, lips_mask)
         h = run_gru(self.gru, y, mask)
         if mask is None:
-            return h, h.mean(-2), floor
-        total = torch.where(mask[..., None], h, 0).sum(-2)
-        return h, total / mask.sum(-1, keepdim=True), floor
+            summary = h.mean(-2)
+        else:
+            summary = torch.where(mask[..., None], h, 0).sum(-2) / mask.sum(-1, keepdim=True)
+        return Heard(h, summary, floor, torch.zeros_like(summary[..., :1]))
 
-    def carry_on(
-        self, power: Power, memory: Memory | None
-    ) -> tuple[Tensor, Tensor, Tensor, Memory]:
-        """The same of the next frames (frame, freq) of a recording, the mean being that of all so far; and what to
+    def _heard_forwards(
+        self,
+        power: Power,
+        seen: Tensor | None,
+        mask: FrameMask | None,
+        lips_mask: FrameMask | None,
+    ) -> Heard:
+        """Silence comes after the last frame."""
+        N, ahead = power.shape[-2], (0, 0, 0, self.ahead)
+        if mask is not None:
+            power = torch.where(mask[..., None], power, 0)
+        power = nn.functional.pad(power, ahead)
+        if seen is not None:
+            seen = nn.functional.pad(seen, ahead)
+            shown = seen.new_ones((*seen.shape[:-2], N), dtype=torch.bool)
+            lips_mask = nn.functional.pad(shown if lips_mask is None else lips_mask, ahead[2:])
+        log_power = (power + FAINTEST).log()
+        level = follow_level(power)[0]
+        floor = follow_floor(log_power, log_power[..., 0, :])[0]
+        y = self.frames(log_power - level, log_power - floor, seen, lips_mask)
+        h, floor = run_gru(self.gru, y, None)[..., self.ahead :, :], floor[..., self.ahead :, :]
+        known = mask.sum(-1) if mask is not None else torch.full(h.shape[:-2], N, device=h.device)
+        if self.training:
+            known = 1 + (torch.rand(known.shape, device=h.device) * known).long()
+        last = (known - 1)[..., None, None]
+        summary = (h.cumsum(-2).take_along_dim(last, -2) / (last + 1))[..., 0, :]
+        return Heard(h, summary, floor, level.take_along_dim(last + self.ahead, -2)[..., 0])
+
+    def carry_on(self, power: Power, memory: Memory | None) -> tuple[Heard, Memory]:
+        """The same of the frames that lie `ahead` before the next ones (frame, freq) of a recording; and what to
         remember.
         """
         log_power = (power + FAINTEST).log()
         start = log_power[0] if memory is None else memory.quantile
         floor, quantile = follow_floor(log_power, start)
-        y = self.frames(log_power, floor, None)
+        before = 0 if memory is None else memory.count
+        level, mean = follow_level(power, None if memory is None else memory.mean, before)
+        y = self.frames(log_power - level, log_power - floor, None)
         h, state = self.gru(y[None], None if memory is None else memory.state)
-        total, count = h[0].sum(0), len(power)
-        if memory is not None:
-            total, count = total + memory.total, count + memory.count
-        return h[0], total / count, floor, Memory(state, quantile, total, count)
+        first = max(0, self.ahead - before)  # of these no frame is far enough back
+        h, floor, count = h[0, first:], floor[first:], before + len(power)
+        total = h.sum(0) if memory is None else memory.total + h.sum(0)
+        summary = total / max(1, count - self.ahead)
+        heard = Heard(h, summary, floor, level[-1])
+        return heard, Memory(state, quantile, mean, count, total)
 
     def frames(
         self,
-        log_power: Tensor,
-        floor: Tensor,
+        loud: Tensor,
+        over_floor: Tensor,
         seen: Tensor | None,
         lips_mask: FrameMask | None = None,
     ) -> Float[Tensor, "*utterance frame hidden"]:
         """The first layer: each frame on its own."""
-        y = self.sound(torch.cat([log_power, log_power - floor], -1) / 4)
+        y = self.sound(torch.cat([loud, over_floor], -1) / 4)
         if self.lips is not None and self.absent is not None:
             if seen is None:
                 y = y + self.absent

@@ -1,4 +1,4 @@
-"""A guide that hears noise: q(z_1:N, alpha_1:N, g, a, noise | x_1:N, v_1:N), for any frame-wise prior. (14), (31)
+"""A guide that hears noise: q(z_1:N, alpha_1:N, g, a, noise | x_1:N, v_1:N), for any prior. (14), (31)
 
 The priors' own encoders q(z | s) were trained on clean speech, and are lost in noise. This guide is for the test-time
 program `noisy_speech` itself, and looks at a whole recording: h_1:N and the noise's floor f come from models/ear.py,
@@ -14,7 +14,11 @@ clean speech with the codes of its frames, and noise of models/drawn_noise.py, s
 KL(p(z, ... | x) || q) falls, averaged over x. Where the recording has no lips, or a frame no picture, an "absent" mark
 stands in their place: one guide with and without.
 
-`causal` hears the past alone, for sound that is still coming in: `carry_on` goes on from block to block.
+Under a prior that couples frames q(z_1:N | x) is a product over the frames all the same, and what z decodes to is heard
+of the whole path.
+
+`causal` hears the past and some frames `ahead` alone, for sound that is still coming in: `carry_on` goes on from block
+to block.
 """
 
 from typing import Any
@@ -26,7 +30,7 @@ from pyro.distributions import Categorical, Independent, Normal
 from torch import Tensor, nn
 
 from pyro_avse.distributions import unchecked_normal
-from pyro_avse.models.ear import Ear, Memory
+from pyro_avse.models.ear import Ear, Heard, Memory
 from pyro_avse.models.nmf_noise import response_basis
 from pyro_avse.typing import FrameMask, Guess, Power
 
@@ -43,20 +47,26 @@ class NoisyGuide(nn.Module):
     """The guide of one speech prior.
 
     Args:
-        prior: any frame-wise speech prior. It stays as it is, and is no part of the guide's weights.
-        hidden, layers, causal: of the `Ear`.
+        prior: any speech prior. It stays as it is, and is no part of the guide's weights.
+        hidden, layers, causal, ahead: of the `Ear`.
     """
 
     def __init__(
-        self, prior: Any, *, hidden: int = 128, layers: int = 2, causal: bool = False
+        self,
+        prior: Any,
+        *,
+        hidden: int = 128,
+        layers: int = 2,
+        causal: bool = False,
+        ahead: int = 0,
     ) -> None:
         super().__init__()
-        self.options = {"hidden": hidden, "layers": layers, "causal": causal}
+        self.options = {"hidden": hidden, "layers": layers, "causal": causal, "ahead": ahead}
         self._prior = (prior,)  # in a tuple: no submodule
         K, L, F = prior.num_components, prior.latent_dim, prior.num_freqs
         self.num_components, self.latent_dim, self.num_freqs, self.causal = K, L, F, causal
         seen = L if prior.uses_lips else 0
-        self.ear = Ear(F, seen, hidden=hidden, layers=layers, causal=causal)
+        self.ear = Ear(F, seen, hidden=hidden, layers=layers, causal=causal, ahead=ahead)
         self.codes = nn.Linear(self.ear.size, 2 * K * L)
         self.component = nn.Linear(self.ear.size, K)
         self.level = nn.Linear(self.ear.size, 2 * (1 + RESPONSE_TERMS))
@@ -77,7 +87,7 @@ class NoisyGuide(nn.Module):
         """q of recordings |x|^2 (..., frame, freq), their lips (..., frame, 67, 67), `mask` False in padding."""
         looks = lips is not None and self.ear.lips is not None
         seen = self.seen(lips) if looks and lips is not None else None
-        return self.read(*self.ear(power, seen, mask=mask, lips_mask=lips_mask))
+        return self.read(self.ear(power, seen, mask=mask, lips_mask=lips_mask))
 
     def seen(self, lips: Tensor) -> Float[Tensor, "*utterance frame latent"]:
         """What the prior's last encoder, which sees best, makes of the lips while it hears nothing."""
@@ -87,17 +97,18 @@ class NoisyGuide(nn.Module):
         return found
 
     def carry_on(self, power: Power, memory: Memory | None) -> tuple[Guess, Memory]:
-        """A causal guide's q of the next frames (frame, freq) of a recording, and what it remembers of all so far."""
-        *heard, memory = self.ear.carry_on(power, memory)
-        return self.read(*heard), memory
+        """A causal guide's q, from the next frames (frame, freq) of a recording, of those that lie `ahead` before them;
+        and what it remembers of all so far.
+        """
+        heard, memory = self.ear.carry_on(power, memory)
+        return self.read(heard), memory
 
-    def read(
-        self, h: Float[Tensor, "*utterance frame out"], summary: Tensor, log_floor: Tensor
-    ) -> Guess:
+    def read(self, heard: Heard) -> Guess:
         """q from what the ear makes of the recording."""
         K, L = self.num_components, self.latent_dim
+        h = heard.h
         mean, scale = self.codes(h).unflatten(-1, (2, K, L)).movedim((-3, -2), (0, 1))
-        level, level_scale = self.level(summary).chunk(2, -1)
+        level, level_scale = self.level(heard.summary).chunk(2, -1)
         level_scale = positive(level_scale)
         noise, noise_scale = (
             part @ response_basis(part.shape[-1] - 1, self.num_freqs, h)
@@ -106,9 +117,9 @@ class NoisyGuide(nn.Module):
         return Guess(
             codes=unchecked_normal(mean, positive(scale)),
             responsibilities=torch.softmax(self.component(h), -1).movedim(-1, 0),
-            log_gain=unchecked_normal(level[..., :1], level_scale[..., :1]),
+            log_gain=unchecked_normal(heard.level + level[..., :1], level_scale[..., :1]),
             response=unchecked_normal(level[..., 1:], level_scale[..., 1:]),
-            log_noise=unchecked_normal(log_floor + noise, positive(1 + noise_scale)),
+            log_noise=unchecked_normal(heard.log_floor + noise, positive(1 + noise_scale)),
         )
 
     def guide(

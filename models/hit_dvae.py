@@ -36,7 +36,7 @@ from pyro_avse.typing import Codes, Power
 
 
 class HiTDVAE(Summarised):
-    """The hierarchical transformer dynamical VAE.
+    """The hierarchical transformer dynamical VAE: D10.
 
     Args:
         num_freqs, latent_dim, hidden: as of `Dynamical`; w has `latent_dim` numbers too.

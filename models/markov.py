@@ -32,7 +32,7 @@ def forward(
     start: Float[Tensor, "component *batch"],
     transition: Float[Tensor, "component component"],
 ) -> Evidence:
-    """f_nk: log p(frames 1 to n, alpha_n = k). `start` is pi and broadcasts; e -inf where k is out of the question."""
+    """f_nk: log p(frames 1 to n, alpha_n = k), D15. `start` is pi and broadcasts; e is -inf where alpha_n is not k."""
     log_A = transition.log().reshape(*transition.shape, *[1] * (evidence.dim() - 2))
     frames = evidence.unbind(-1)
     f = [start.log() + frames[0]]
@@ -55,7 +55,7 @@ def smooth(
     start: Float[Tensor, "component *batch"],
     transition: Float[Tensor, "component component"],
 ) -> tuple[Float[Tensor, "*batch frame"], Responsibilities]:
-    """log p(frame n | frames before), whose sum is the log evidence of all, and r(alpha_n = k) by all of them."""
+    """log p(frame n | frames before), whose sum is the log evidence of all, and r(alpha_n = k) by all of them, D16."""
     f = forward(evidence, start, transition)
     total = torch.logsumexp(f, 0)
     frames = total.diff(dim=-1, prepend=torch.zeros_like(total[..., :1]))

@@ -3,7 +3,7 @@
 Of stationary Gaussian noise |x|^2 is exponential, and the quantile below which a share q of the frames lies is
 -log(1 - q) times its variance. `steady_floor` sorts all frames; `follow_floor` knows the past alone, and moves the
 logarithm of its quantile up by `RISE` where |x|^2 lies above and down by `FALL` where below. It rests where
-(1 - q) RISE = q FALL.
+(1 - q) RISE = q FALL. `follow_level` is the mean power of all frames so far, of the last minute at most.
 """
 
 import math
@@ -14,10 +14,14 @@ from torch import Tensor
 
 from pyro_avse.typing import FrameMask
 
+FAINTEST = 1e-6
+"""In |STFT|^2 of a recording at the level of training: 60 dB under a quiet vowel."""
 SHARE = 0.2
 """q."""
 RISE, FALL = 0.05, 0.2
 """Nats a frame."""
+LONGEST = 1800
+"""Frames that a level remembers."""
 LOG_QUANTILE = math.log(-math.log(1 - SHARE))
 """Of an exponential with mean 1."""
 
@@ -44,3 +48,16 @@ def follow_floor(
         quantile = torch.where(frame > quantile, quantile + RISE, quantile - FALL)
         followed.append(quantile)
     return torch.stack(followed, -2) - LOG_QUANTILE, quantile
+
+
+def follow_level(
+    power: Float[Tensor, "*utterance frame freq"], mean: Tensor | None = None, count: int = 0
+) -> tuple[Float[Tensor, "*utterance frame 1"], Tensor]:
+    """log of the mean power after each frame, from that of the `count` frames before; and the mean after the last."""
+    means = []
+    for frame in power.mean(-1, keepdim=True).unbind(-2):
+        count += 1
+        mean = frame if mean is None else mean + (frame - mean) / min(count, LONGEST)
+        means.append(mean)
+    found = torch.stack(means, -2)
+    return found.clamp_min(FAINTEST).log(), found[..., -1, :]

@@ -29,7 +29,7 @@ from pyro_avse.typing import Codes, Power
 
 
 class RVAE(Dynamical):
-    """The recurrent VAE: (1)-(5) of [Leglaive2020].
+    """The recurrent VAE, D2: independent codes, and a decoder with memory.
 
     Args:
         causal: whether the decoder hears the past of z alone.
@@ -74,7 +74,7 @@ class RVAE(Dynamical):
         return join(self.encoder.hidden(power), g, context)
 
     def infer(self, previous: Codes, heard: Tensor, memory: Any) -> tuple[Tensor, Tensor, Any]:
-        """q(z_n | z_<n, ...)."""
+        """q(z_n | z_<n, ...): D3."""
         d, memory = self.codes.carry_on(previous, memory)
         y, told = heard.tensor_split([self.encoder.hidden.out_features], -1)
         return *self.encoder(y, join(d, told)), memory

@@ -27,7 +27,7 @@ from pyro_avse.typing import Codes, Power
 
 
 class SRNN(Remembering):
-    """The stochastic recurrent network.
+    """The stochastic recurrent network: D6.
 
     Args:
         num_freqs, latent_dim, hidden: as of `Dynamical`.

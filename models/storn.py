@@ -26,7 +26,7 @@ from pyro_avse.typing import Codes, Power
 
 
 class STORN(Remembering):
-    """The stochastic recurrent network.
+    """The stochastic recurrent network: D8.
 
     Args:
         num_freqs, latent_dim, hidden: as of `Dynamical`.

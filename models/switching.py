@@ -40,7 +40,7 @@ STAY = 0.9
 
 
 class Switching(VAEMM):
-    """A mixture of trained models with memory; a `SequencePrior`.
+    """A mixture of trained models with memory; a `SequencePrior`. D14
 
     Args:
         components: as of `VAEMM`; None: an A-VAE, a V-VAE and an AV-VAE.

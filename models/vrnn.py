@@ -25,7 +25,7 @@ from pyro_avse.typing import Codes, Power
 
 
 class VRNN(Remembering):
-    """The variational recurrent network.
+    """The variational recurrent network: D7.
 
     Args:
         num_freqs, latent_dim, hidden: as of `Dynamical`.

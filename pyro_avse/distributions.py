@@ -126,7 +126,7 @@ latent) of the frame before each (0 before the first of all), and what is rememb
 
 
 class Path(TorchDistribution):  # type: ignore[misc]
-    """A process in time, p(z_1:N) = prod_n N(z_n; mean_n(z_<n), diag scale_n(z_<n)^2): the codes of an utterance.
+    """A process in time, p(z_1:N) = prod_n N(z_n; mean_n(z_<n), diag scale_n(z_<n)^2): the codes of an utterance. D1
 
     Batch (...), event (frame, latent). Densities take all frames at once; a draw goes from frame to frame.
 

@@ -20,6 +20,10 @@ class InputError(ValueError):
     """
 
 
+class Silence(InputError):
+    """A recording, or the channel of it that is asked for, is nothing but zeros."""
+
+
 class Divergence(InputError):
     """An algorithm left the region where its numbers are finite; its settings do not suit this input.
 

@@ -11,9 +11,9 @@ class FindBright:
     def __call__(self, picture: np.ndarray) -> Boxes:
         rows, columns = np.nonzero(picture > 125)
         if len(rows) == 0:
-            return np.empty((0, 4))
+            return np.empty((0, 5))
         x, y = columns.min(), rows.min()
-        return np.array([[x, y, columns.max() + 1 - x, rows.max() + 1 - y]], dtype=np.float64)
+        return np.array([[x, y, columns.max() + 1 - x, rows.max() + 1 - y, 0]], dtype=np.float64)
 
 
 def faces(n: int = 75, hidden: slice = slice(0)) -> np.ndarray:

@@ -49,6 +49,7 @@ LONG = [
     "reference_posteriors",
     "report",
     "resume",
+    "sequences",
     "synth",
     "training_options",
     "watch",

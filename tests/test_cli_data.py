@@ -193,7 +193,7 @@ class HalfSeen:
 
     def __call__(self, picture: np.ndarray) -> np.ndarray:
         self.looks += 1
-        return np.array([[30.0, 20, 60, 60]] if self.looks <= 4 else []).reshape(-1, 4)
+        return np.array([[30.0, 20, 60, 60, 0]] if self.looks <= 4 else []).reshape(-1, 5)
 
 
 def test_a_sweep_has_one_scheduler(run: Run, tmp_path: Path) -> None:

@@ -346,13 +346,13 @@ def test_schemes_of_paths_with_lips(
 
 
 def test_blocks_move_where_whole_paths_do_not(small_prior: Any) -> None:
-    """Of 300 frames a Langevin move of all is never accepted, of blocks of ten most are."""
+    """Of 300 frames a Langevin move of all is never accepted, of blocks of five most are."""
     prior, _ = linear_dkf(small_prior)
     target = Measured(prior, torch.randn(300, 7), 0.5)
     z = torch.zeros(1, 300, 2)
     climb(target, z, 200, 0.05, None)
-    whole = run_chains(MALA(0.2), target, z, draws=5).acceptance_rate
-    blocks = run_chains(Blocks(MALA(0.2), frames=10), target, z, draws=2)
+    whole = run_chains(MALA(0.15), target, z, draws=5).acceptance_rate
+    blocks = run_chains(Blocks(MALA(0.15), frames=5), target, z, draws=2)
     assert whole.max() < 0.01
     assert blocks.acceptance_rate.min() > 0.5
     assert (blocks.state.z != z).any(-1).float().mean() > 0.5

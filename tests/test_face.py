@@ -19,11 +19,11 @@ TIMES = np.arange(30) / 5
 
 
 def at(x: float, y: float = 50.0, size: float = 100.0) -> np.ndarray:
-    return np.array([[x, y, size, size]])
+    return np.array([[x, y, size, size, 0.0]])
 
 
 def looks(*found: np.ndarray | None) -> list[Boxes]:
-    return [np.empty((0, 4)) if boxes is None else boxes for boxes in found]
+    return [np.empty((0, 5)) if boxes is None else boxes for boxes in found]
 
 
 def test_the_face_in_view_is_followed_past_others() -> None:
@@ -74,10 +74,10 @@ def test_after_a_second_the_largest_face_begins_anew() -> None:
 def test_a_still_head_has_one_box_and_a_moving_one_a_smooth_path() -> None:
     """Jitter of 2 % gives the median; a walk is followed to 2 pixels, and no slower than it goes."""
     rng = np.random.default_rng(1)
-    jitter = at(100) + rng.normal(0, 2, (30, 4))
+    jitter = at(100) + rng.normal(0, 2, (30, 5)) * [1, 1, 1, 1, 0.01]
     pictures = np.arange(150) / 25
     assert (smooth_track(jitter, TIMES, pictures) == np.median(jitter, axis=0)).all()
-    walk = jitter + np.outer(20 * TIMES, [1, 0, 0, 0])
+    walk = jitter + np.outer(20 * TIMES, [1, 0, 0, 0, 0])
     path = smooth_track(walk, TIMES, pictures)
     inner = slice(20, 120)
     assert np.abs(path[inner, 0] - (100 + 20 * pictures[inner])).max() < 2.5
@@ -95,14 +95,16 @@ def test_the_mouth_is_cut_out() -> None:
     """Half the face's width, centred at 79 % of its height; beyond the picture the border is repeated."""
     rows, columns = np.mgrid[0:288, 0:360]
     picture = (columns // 2 + rows // 3).astype(np.uint8)
-    mouth = cut_mouth(picture, np.array([90.0, 80.0, 134.0, 134.0]))  # 67 x 67 pixels: no resizing
+    mouth = cut_mouth(
+        picture, np.array([90.0, 80.0, 134.0, 134.0, 0.0])
+    )  # 67 x 67 pixels: no resizing
     left, top = 90 + 134 // 2 - 67 / 2, 80 + 0.79 * 134 - 67 / 2
     assert np.array_equal(mouth, picture[int(top) :, int(left) :][:67, :67])
-    edge = cut_mouth(picture, np.array([-200.0, 200.0, 134.0, 134.0]))
+    edge = cut_mouth(picture, np.array([-200.0, 200.0, 134.0, 134.0, 0.0]))
     assert edge.shape == (67, 67)
     assert (edge == edge[:, :1]).all()  # wholly left of the picture
     assert (edge[-1] == picture[-1, 0]).all()
-    flat = cut_mouth(np.full((288, 360), 77, np.uint8), np.array([10.0, 10.0, 250.0, 250.0]))
+    flat = cut_mouth(np.full((288, 360), 77, np.uint8), np.array([10.0, 10.0, 250.0, 250.0, 0.0]))
     assert (flat == 77).all()
 
 
@@ -115,7 +117,7 @@ def test_boxes_of_the_user(tmp_path: Path) -> None:
     assert boxes[:, 0] == pytest.approx(10 + np.arange(11))
     assert boxes[:, 2] == pytest.approx(100 + np.arange(11))
     path.write_text("\ufeffseconds,x,y,w,h,note\n0.2,10,20,100,120,here\n", encoding="utf-8")
-    assert (interpolate(*read_boxes(path, times), times) == [10, 20, 100, 120]).all()
+    assert (interpolate(*read_boxes(path, times), times) == [10, 20, 100, 120, 0]).all()
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def some_pairs(prior: Any, frames: int = 5) -> Pairs:
 
 
 def believe(guide: NoisyGuide, pairs: Pairs) -> Guess:
-    return guide.read(*guide.ear(pairs.power, pairs.seen, lips_mask=pairs.lips_mask))
+    return guide.read(guide.ear(pairs.power, pairs.seen, lips_mask=pairs.lips_mask))
 
 
 # --- the program ----------------------------------------------------------------------------------------------------
@@ -149,31 +149,6 @@ def test_one_guide_with_lips_without_and_with_some(
     assert torch.allclose(means[0], means[1])
     assert not torch.allclose(means[0], means[2])
     assert not torch.allclose(means[2], means[3])
-
-
-@pytest.mark.usefixtures("float64")
-def test_a_causal_guide_hears_the_past_alone_and_goes_on_from_block_to_block(
-    small_prior: Any,
-    small_guide: Any,
-) -> None:
-    prior = small_prior("a_vae")
-    for causal in (True, False):
-        guide = small_guide(prior, causal=causal)
-        power = torch.rand(12, 7)
-        later = power.clone()
-        later[8:] = 5.0
-        past, changed = (guide.guess(p).codes.mean[:, :8] for p in (power, later))
-        assert torch.allclose(past, changed) == causal
-    guide = small_guide(prior, causal=True)
-    whole, memory, blocks = guide.guess(power), None, []
-    for block in power.split((5, 1, 6)):
-        q, memory = guide.carry_on(block, memory)
-        blocks.append(q)
-    assert torch.allclose(torch.cat([b.codes.mean for b in blocks], 1), whole.codes.mean)
-    noise = torch.cat([b.log_noise.mean for b in blocks])
-    assert torch.allclose(noise, whole.log_noise.mean)
-    assert torch.allclose(blocks[-1].log_gain.mean, whole.log_gain.mean)
-    assert not torch.allclose(blocks[0].log_gain.mean, whole.log_gain.mean)
 
 
 # --- what it learns from --------------------------------------------------------------------------------------------

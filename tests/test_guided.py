@@ -56,7 +56,7 @@ def test_with_the_models_filter_it_is_ldem_from_the_guide(seen: Any) -> None:
     target, _ = seen("a_vae")
     prior, x = target.prior, torch.randn(20, 7, dtype=torch.complex128)
     guide = NoisyGuide(prior, hidden=6, layers=1).double().requires_grad_(False)
-    settings = Guided(filter_share=0.0)
+    settings = Guided(filter_share=0.0, clear_share=0.0)
     names = [field.name for field in fields(LDEM)]
     same = LDEM(**{name: getattr(settings, name) for name in names})
     found, expected = (scheme(prior, x, guide=guide, seed=2) for scheme in (settings, same))
@@ -80,7 +80,7 @@ def test_it_is_its_steps_in_a_row(seen: Any) -> None:
 
 @pytest.mark.parametrize("name", ["a_vae", "min_vae_v1", "two_decoders"])
 def test_speech_is_between_two_filters(name: str, seen: Any) -> None:
-    """The guide's by hand, component by component; in decibels the gain is the mean of both; 0 and 1 are the two."""
+    """The guide's by hand, component by component; in decibels the gain is between both; 0 and 1 are the two."""
     target, guess = seen(name)
     prior, v = target.prior, target.lips
     by_hand = torch.zeros(FRAMES, 7)
@@ -98,11 +98,15 @@ def test_speech_is_between_two_filters(name: str, seen: Any) -> None:
     x = torch.randn(FRAMES, 7, dtype=torch.complex128)
     lips = torch.rand(FRAMES, 67, 67)
     gains = [
-        Guided(filter_share=share)(prior, x, lips, guide=Known()).speech / x
-        for share in (0.0, 0.25, 1.0)
+        Guided(filter_share=noisy, clear_share=clear)(prior, x, lips, guide=Known()).speech / x
+        for noisy, clear in ((0.0, 0.0), (0.25, 0.25), (1.0, 1.0), (1.0, 0.5))
     ]
-    assert torch.allclose(gains[1].log(), 0.75 * gains[0].log() + 0.25 * gains[2].log())
-    assert torch.allclose(gains[2].real, guessed_gain(guess, prior, prior.visual_features(lips)))
+    model, quarter, guide, mixed = gains
+    assert torch.allclose(quarter.log(), 0.75 * model.log() + 0.25 * guide.log())
+    assert torch.allclose(guide.real, guessed_gain(guess, prior, prior.visual_features(lips)))
+    speech, noise = ((g * x).abs().square().sum() for g in (guide, 1 - guide))
+    share = (noise + 0.5 * speech) / (noise + speech)
+    assert torch.allclose(mixed.log(), (1 - share) * model.log() + share * guide.log())
 
 
 def test_speech_starts_no_louder_than_in_training(seen: Any) -> None:
@@ -112,7 +116,7 @@ def test_speech_starts_no_louder_than_in_training(seen: Any) -> None:
         assert guessed_level(replace(guess, log_gain=heard)).log() == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("share", [-0.1, 1.5])
-def test_a_share_is_between_0_and_1(share: float) -> None:
-    with pytest.raises(InputError, match=f"filter_share is {share}: give 0"):
-        Guided(filter_share=share)
+@pytest.mark.parametrize(("name", "share"), [("filter_share", -0.1), ("clear_share", 1.5)])
+def test_a_share_is_between_0_and_1(name: str, share: float) -> None:
+    with pytest.raises(InputError, match=f"{name} is {share}: give 0"):
+        Guided(**{name: share})  # type: ignore[arg-type]

@@ -106,7 +106,7 @@ def test_litter_is_known_by_its_lock(tmp_path: Path) -> None:
 
 def test_the_cache_of_lips_is_cleaned_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the next that is kept there."""
-    seen = watching.Watched(Lips(np.zeros((9, 67, 67), np.uint8), 25.0), np.zeros((9, 4)), [], [])
+    seen = watching.Watched(Lips(np.zeros((9, 67, 67), np.uint8), 25.0), np.zeros((9, 5)), [], [])
     monkeypatch.setattr(watching, "watch", lambda path: seen)
     monkeypatch.setenv("PYRO_AVSE_CACHE", str(tmp_path))
     (tmp_path / "lips").mkdir()

@@ -33,6 +33,8 @@ SHORT: dict[str, dict[str, Any]] = {
     "ldem": {**CHAINS, **LAST},
     "guided": {**CHAINS, **LAST, "otherwise": LDEM(**CHAINS, **LAST)},
     "ldem, smooth": {**CHAINS, **LAST, "total_variation": 1.0},
+    "bnmf": {**FEW, "chains": 2, "draws": 2},
+    "bnmf, explicit": {**FEW, "chains": 2, "draws": 2, "explicit": True},
     "amortised_vem": {**FEW, "steps": 2, "draws": 3, "final_draws": 3},
     "importance": {**FEW, "draws": 5, "final_draws": 8},
     "nuts": {"mcem": TINY, "warmup": 1, "draws": 4, "max_tree_depth": 1},

@@ -58,6 +58,12 @@ ThreadsOption = Annotated[
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, or auto for the fastest at hand.")]
 
 
+FaceOption = Annotated[
+    str,
+    typer.Option(help="Of several: left, right, 0 (the leftmost), 1, ... or auto, who speaks."),
+]
+
+
 def fail(message: str) -> None:
     say("error: " + " ".join(message.split()))
     sys.exit(2)
@@ -105,7 +111,7 @@ def read_settings(text: str) -> dict[str, dict[str, Any]]:
 
 @contextmanager
 def progress_bar() -> Iterator[Callable[[float, str], None]]:
-    """A bar on stderr that starts with its first update (fraction done, text), so that a refusal stands alone."""
+    """A bar on stderr that starts with its first update (fraction done, text); a refusal takes it away."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -119,6 +125,10 @@ def progress_bar() -> Iterator[Callable[[float, str], None]]:
 
     try:
         yield update
+    except BaseException:
+        bar.live.transient = True
+        bar.live.stop()
+        raise
     finally:
         if bar.live.is_started:
             bar.stop()

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from pyro_avse.cli.app import JsonFlag, SeedOption, app, data_app, progress_bar, say
+from pyro_avse.cli.app import FaceOption, JsonFlag, SeedOption, app, data_app, progress_bar, say
 from pyro_avse.errors import InputError
 
 LISTED = 20
@@ -23,6 +23,7 @@ def lips(
     boxes: Annotated[
         Path | None, typer.Option(help="CSV of the face: frame or seconds, x, y, w, h.")
     ] = None,
+    face: FaceOption = "auto",
 ) -> None:
     """Cut the lips out of a video."""
     from pyro_avse.data.lips.watch import check_preview, pack, save_preview, watch
@@ -34,7 +35,8 @@ def lips(
     if preview is not None:
         check_preview(preview)
     refuse_inputs([output, preview], {"the video": video, "the boxes' file": boxes})
-    watched = watch(video, boxes)
+    with progress_bar() as update:
+        watched = watch(video, boxes, face=face, progress=update)
     for note in watched.notes:
         say(note)
     write_atomically(output, pack(watched.lips))

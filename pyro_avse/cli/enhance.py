@@ -11,6 +11,7 @@ import typer
 
 from pyro_avse.cli.app import (
     DeviceOption,
+    FaceOption,
     JsonFlag,
     SeedOption,
     ThreadsOption,
@@ -92,12 +93,14 @@ def enhance(
     ] = None,
     reference: Annotated[Path | None, typer.Option(help="Clean speech, to score against.")] = None,
     channel: Annotated[
-        str, typer.Option(help="auto (the one with the voice), first, mean, or an index from 0.")
+        str,
+        typer.Option(help="auto (the one with the voice), all, first, mean, or an index from 0."),
     ] = "auto",
     iterations: Annotated[int | None, typer.Option(min=1, help="EM iterations at most.")] = None,
     track: Annotated[
         int, typer.Option(min=0, help="Of a video with more than one sound, from 0.")
     ] = 0,
+    face: FaceOption = "auto",
     block: Annotated[
         float, typer.Option(help="Seconds: longer sound is enhanced in such blocks; 0: as a whole.")
     ] = 30,
@@ -126,6 +129,7 @@ def enhance(
         "draws": draws,
         "channel": channel,
         "track": track,
+        "face": face,
         "block": block,
         "seed": seed,
         "device": device,

@@ -6,6 +6,7 @@ Everything that can be refused is refused before any work: the recording, the pl
 """
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -18,6 +19,7 @@ from jaxtyping import Float32
 from pyro_avse.data.media.audio import Audio, Blocks, load_audio
 from pyro_avse.data.media.saving import check_writable, save_together
 from pyro_avse.defaults import DEFAULT_INFERENCE, DEFAULT_MODEL, SAMPLE_RATE
+from pyro_avse.enhancement.channels import Samples, measure_channels, open_channels
 from pyro_avse.enhancement.enhanced import Enhanced, check_strength, mix
 from pyro_avse.enhancement.enhancer import Enhancer, Recording
 from pyro_avse.enhancement.find import build_scheme
@@ -54,6 +56,7 @@ def enhance_file(
     reference: str | os.PathLike[str] | None = None,
     channel: str | int = "auto",
     track: int = 0,
+    face: str = "auto",
     block: float = 30.0,
     seed: int = 0,
     device: str = "auto",
@@ -78,15 +81,19 @@ def enhance_file(
         draws: of what the speech may have been as well, each a sound beside `output`: OUTPUT_draw1.wav, ...
         uncertainty: .npz of how sure every frame and frequency is, as `Uncertainty`; its figure goes beside, as .png.
         reference: clean speech, to score against.
-        channel: "auto" (the first, unless the voice is on another), "first", "mean", or an index from 0.
+        channel: "auto" (the first, unless the voice is on another), "first", "mean", "all" (each on its own; as many
+            come out), or an index from 0.
         track: of a video with more than one sound, from 0; the others are copied.
+        face: of a video with several, "left", "right", or a number from 0, counted from the left; "auto" is the one
+            whose lips go with the sound.
         block: seconds; longer sound is enhanced in such blocks; 0: as a whole.
         report: told what is done, line by line.
-        progress: told the fraction done, and a text, after every EM iteration, or block.
+        progress: told the fraction done, and a text, while lips are cut, after every EM iteration, or block.
         show: told what was prepared and what came of it, where the recording is not cut into blocks.
 
     Returns:
-        What `measure` says: seconds, iterations, scores if there is a reference; and "files", what was written.
+        What `measure` says: seconds (those in which lips are cut as well), iterations, scores if there is a reference;
+        and "files", what was written.
 
     Raises:
         InputError: in one line, what cannot be used and what to do. Nothing is then written.
@@ -118,10 +125,25 @@ def enhance_file(
         )
     notes = places.check()
     refuse_inputs(places.files().values(), files_read(noisy, lips, reference, model, guide))
-    audio = open_sound(noisy, channel=channel, block=block, track=track)
-    notes += audio.notes
+    channels: list[Audio | Blocks | None] = []
+    if channel == "all":
+        if reference is not None or draws or uncertainty:
+            raise InputError(
+                "--reference, --draws and --uncertainty are of one channel, not of all: name it"
+            )
+        channels = open_channels(noisy, block=block, track=track)
+        live = [opened for opened in channels if opened is not None]
+        audio = live[0]
+        notes += [note for note in audio.notes if all(note in other.notes for other in live)]
+    else:
+        audio = open_sound(noisy, channel=channel, block=block, track=track)
+        notes += audio.notes
     duration = audio.num_samples / audio.sample_rate
-    places = replace(places, head=max(0, round(audio.delay * audio.sample_rate)))
+    places = replace(
+        places,
+        head=max(0, round(audio.delay * audio.sample_rate)),
+        channels=max(1, len(channels)),
+    )
     if audio.delay > TOLD and kind_of(places.output) != "video":
         late = f"its sound starts {audio.delay:.2f} s after its pictures"
         notes.append(f"{noisy}: {late}: silence stands before it, so that it lies under them")
@@ -134,10 +156,38 @@ def enhance_file(
         clean = of_same_length(clean, audio)
     prior, stft = load_prior(model, guide=None if guide is None else os.fspath(guide))
     given = None if lips is None else Path(lips)
-    seen, said = find_lips(noisy, given, fps, prior, duration, audio.delay)
+    begun, start = 0.0, time.perf_counter()
+
+    def cutting(done: float, text: str) -> None:
+        nonlocal begun
+        begun = done / 2
+        progress(begun, text)
+
+    seen, said = find_lips(
+        noisy, given, fps, prior, duration, audio.delay, face=face, track=track, progress=cutting
+    )
+    cut = time.perf_counter() - start
     notes += said
     enhancer = Enhancer(prior, scheme, stft=stft, device=device)
-    if isinstance(audio, Blocks):
+
+    def enhancing(done: float, text: str) -> None:
+        progress(begun + (1 - begun) * done, text)
+
+    told = None
+    if channels:
+        for note in notes:
+            report(note)
+        report(f"{noisy}: {duration:.2f} s, {len(channels)} channels with {model} and {name}")
+
+        def write_all(pieces: Iterator[tuple[Samples, Samples]]) -> None:
+            heard = ((mix(old, new, strength), old) for new, old in pieces)
+            places.write_pieces(
+                ([speech, old - speech] for speech, old in heard), audio.sample_rate
+            )
+
+        row = measure_channels(enhancer, channels, seen, write_all, seed=seed, progress=enhancing)
+        row |= {"model": model, "inference": name}
+    elif isinstance(audio, Blocks):
         for note in notes:
             report(note)
         told = places.doubt(duration, stft)
@@ -146,7 +196,7 @@ def enhance_file(
             places.write_pieces(mixed(pieces, strength, told), audio.sample_rate)
 
         more: Any = {"draws": draws, "uncertain": told is not None, "seed": seed}
-        row = measure_blocks(enhancer, audio, seen, write, progress=progress, **more)
+        row = measure_blocks(enhancer, audio, seen, write, progress=enhancing, **more)
         row |= {"model": model, "inference": name}
     else:
         recording = enhancer.prepare(audio, seen)
@@ -154,7 +204,7 @@ def enhance_file(
             report(note)
         report(f"{noisy}: {len(audio.waveform) / 16000:.2f} s with {model} and {name}")
         result, row = measure(
-            enhancer, recording, model, name, clean, seed, strength=strength, progress=progress
+            enhancer, recording, model, name, clean, seed, strength=strength, progress=enhancing
         )
         show(recording, result)
         drawn = result.draws(draws, seed=seed) if draws else []
@@ -165,6 +215,8 @@ def enhance_file(
         places.write_pieces(mixed(iter([whole]), strength, told), result.sample_rate)
     if told is not None:
         places.draw_doubt(told)
+    row["seconds"] += cut
+    row["real_time_factor"] += cut / duration
     return row | {"files": {what: str(place) for what, place in places.files().items()}}
 
 
@@ -217,6 +269,8 @@ class Places:
     """Samples of silence before the sound, in files of sound: so much later than the pictures it starts."""
     track: int = 0
     """The sound of a video that is replaced."""
+    channels: int = 1
+    """Of what is written; pieces of several are (sample, channel)."""
     draws: list[Path] = field(default_factory=list)
     uncertainty: Path | None = None
     """An .npz; its figure stands beside it."""
@@ -265,15 +319,15 @@ class Places:
             from pyro_avse.data.media.copying import copy_pictures
 
             speech, *others = (np.concatenate(parts) for parts in zip(*pieces, strict=True))
-            copy_pictures(self.output, self.noisy, speech, sample_rate, self.track)
+            copy_pictures(self.output, self.noisy, speech.T, sample_rate, self.track)
             if sounds:
                 heads = [self._silence() for _ in sounds]
-                save_together(sounds, [heads, others[kept]], sample_rate)
+                save_together(sounds, [heads, others[kept]], sample_rate, self.channels)
             return
         heads = [self._silence() for _ in range(2 + len(self.draws))]
         every = chain([heads], pieces)
         wanted = ([speech, *others[kept]] for speech, *others in every)
-        save_together([self.output, *sounds], wanted, sample_rate)
+        save_together([self.output, *sounds], wanted, sample_rate, self.channels)
 
     def doubt(self, seconds: float, stft: STFT) -> UncertaintyFile | None:
         """The file of the uncertainty, for a recording that lasts so long; None where none is asked for."""
@@ -289,4 +343,5 @@ class Places:
         uncertainty_figure(doubt.shown, self.figure)
 
     def _silence(self) -> Waveform:
-        return np.zeros(self.head, np.float32)
+        shape = (self.head,) if self.channels == 1 else (self.head, self.channels)
+        return np.zeros(shape, np.float32)

@@ -1,34 +1,33 @@
-"""Sound that is still coming in: blocks in, blocks out, some 0.23 s later.
+"""Sound that is still coming in: blocks in, blocks out, 0.27 s later.
 
     stream = Enhancer(prior, Guided(), guide=causal_guide).stream(sample_rate=16000)
     for block in microphone:                       # any number of samples
         play(stream.push(block))
     play(stream.flush())                           # as many samples came out as went in
 
-Every three frames (0.1 s) the window of the last 1.5 s is taken once more through the scheme's own E- and M-step. What
-it knew is carried on: W, H, the gain, the microphone's response and the chains. New frames start where the causal guide
-says: their codes, and H, at the dictionary W as it is, from the noise that it hears. Then the window's newest frames
-are filtered and leave. What is done is the scheme's EM on a window that slides; nothing depends on how samples were
-pushed.
+Every two frames (67 ms) the window of the last 0.7 s is taken once more through the scheme's own E- and M-step. What it
+knew is carried on: W, H, the gain, the microphone's response and the chains. The guide hears some frames ahead; the
+newest ones wait until then. They start where it says: their codes, and H, at the dictionary W as it is, from the noise
+that it hears. Then the window's newest frames are filtered and leave. What is done is the scheme's EM on a window that
+slides; nothing depends on how samples were pushed.
 
 The front (`pyro_avse.enhancement.front`) is the offline one as far as can be: its high-pass runs forwards, and
-backwards over the 60 ms that are known after a frame; the level is that of the last 30 s; lone clicks stay. Memory is
-constant. `Stream.delay` seconds pass at most between a sample and its enhanced one: a window, three frames and 60 ms.
+backwards over the 30 ms that are known after a frame; the level is that of the last 30 s; lone clicks stay. Memory is
+constant. `Stream.delay` seconds pass at most between a sample and its enhanced one: a window, two frames, those that
+the guide hears ahead, and 30 ms.
 """
 
-import math
-from collections import deque
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import soxr
 import torch
-from jaxtyping import Float, Float32, Shaped
+from jaxtyping import Float32, Shaped
 
-from pyro_avse.data.media.level import BAND, MOMENT, level_of_moments
 from pyro_avse.defaults import SAMPLE_RATE
-from pyro_avse.enhancement.front import Parts, high_pass, low_speech
+from pyro_avse.enhancement.blocks import AHEAD, LOW_CONTEXT, Overlap, Sound
+from pyro_avse.enhancement.front import Parts, low_speech
 from pyro_avse.inference.em import Observation
 from pyro_avse.inference.guess import lengthened
 from pyro_avse.inference.guided import Guided
@@ -42,20 +41,14 @@ from pyro_avse.models.nmf_noise import NoiseModel
 from pyro_avse.stft import STFT
 from pyro_avse.typing import Guess, InputError
 
-BLOCK, WINDOW = 3, 45
+BLOCK, WINDOW = 2, 20
 """Frames that leave at once, and that are looked at."""
-AHEAD = 960
-"""Samples at 16 kHz that the high-pass looks ahead: 60 ms."""
-LEVEL_MOMENTS = 940
-"""The last 30 s say how loud the recording is."""
-LOW_CONTEXT = 2 * SAMPLE_RATE
-"""Samples of the past that say how what is below the cutoff divides."""
 CHUNK = 0.01
 """Seconds that are resampled at a time."""
 
 
 def live_scheme() -> Guided:
-    """`guided` with what a block has time for. It leans on the guide: a frame passes through fifteen M-steps on its way
+    """`guided` with what a block has time for. It leans on the guide: a frame passes through ten M-steps on its way
     through the window, in which a noise model that moves at full speed takes speech.
     """
     return Guided(
@@ -67,6 +60,7 @@ def live_scheme() -> Guided:
         chains=1,
         exponent=0.1,
         filter_share=0.9,
+        clear_share=0.9,
         noise=NoiseModel(start="guide"),
     )
 
@@ -125,13 +119,16 @@ class Stream:
         self._spectra = torch.zeros(
             0, self.stft.n_fft // 2 + 1, dtype=torch.complex64, device=self.device
         )
+        self._ahead = self._spectra
+        """Frames that the guide has heard but does not speak of yet."""
         self._out = Overlap(self.stft)
 
     @property
     def delay(self) -> float:
         """Seconds between a sample and its enhanced one, at most."""
         resampling = 0 if self._resamplers is None else 0.02
-        return (self.stft.n_fft + BLOCK * self.stft.hop + AHEAD) / SAMPLE_RATE + CHUNK + resampling
+        frames = BLOCK + self.guide.ear.ahead
+        return (self.stft.n_fft + frames * self.stft.hop + AHEAD) / SAMPLE_RATE + CHUNK + resampling
 
     def push(
         self, samples: Shaped[np.ndarray, "sample"], sample_rate: int | None = None
@@ -198,11 +195,22 @@ class Stream:
     @unchecked
     def _block(self, spectra: torch.Tensor) -> np.ndarray:
         """The enhanced samples that a block of frames completes."""
-        speech, level = torch.zeros_like(spectra), self._sound.level
-        if level > 0:  # not digital silence so far
-            speech = self._filtered(spectra.to(self.device), level).cpu()
-        heard = self._out.add(speech)
-        return heard + self._low(len(heard))
+        self._ahead = torch.cat([self._ahead, spectra.to(self.device)])
+        level = self._sound.level
+        if level == 0:  # digital silence so far, or for as long as the level remembers
+            due, self._ahead = self._ahead, self._ahead[:0]
+            self._spectra, self.state, self._guess, self._memory = self._ahead, None, None, None
+            return self._completed(torch.zeros_like(due))
+        x_new = self._ahead[-len(spectra) :] / level
+        guess, self._memory = self.guide.carry_on(x_new.abs().square().float(), self._memory)
+        count = guess.log_noise.mean.shape[-2]
+        due, self._ahead = self._ahead.tensor_split([count])
+        return self._completed(self._filtered(due, guess, level)) if count else np.zeros(0)
+
+    def _completed(self, speech: torch.Tensor) -> np.ndarray:
+        """The samples that the next frames of speech complete, what lies below the cutoff included."""
+        heard = self._out.add(speech.cpu())
+        return heard + self._low(len(heard)) if len(heard) else heard
 
     def _low(self, count: int) -> np.ndarray:
         """What of the newest `count` samples below the cutoff is speech's, by the last two seconds."""
@@ -215,14 +223,12 @@ class Stream:
         self._sound.forget(start)
         return found
 
-    def _filtered(self, spectra: torch.Tensor, level: float) -> torch.Tensor:
+    def _filtered(self, spectra: torch.Tensor, guess: Guess, level: float) -> torch.Tensor:
         """Speech of the newest frames, in the recording's unit."""
         new = len(spectra)
         if self.state is not None and self.level != level:
             self.state = rescaled(self.state, (self.level / level) ** 2)
         self.level = level
-        x_new = spectra / level
-        guess, self._memory = self.guide.carry_on(x_new.abs().square().float(), self._memory)
         known = min(len(self._spectra), WINDOW - new)
         self._spectra = torch.cat([self._spectra[len(self._spectra) - known :], spectra])
         x = self._spectra / level
@@ -270,126 +276,3 @@ class Stream:
 def rescaled(state: MCEMState, power: float) -> MCEMState:
     """A state in a unit in which all powers are `power` times as large."""
     return replace(state, activations=state.activations * power, gain=state.gain * power)
-
-
-class Tail:
-    """The end of a signal that grows, its samples known by their place in the whole."""
-
-    def __init__(self) -> None:
-        self.start, self.samples = 0, np.zeros(0)
-
-    @property
-    def stop(self) -> int:
-        return self.start + len(self.samples)
-
-    def add(self, samples: np.ndarray) -> None:
-        self.samples = np.concatenate([self.samples, samples])
-
-    def get(self, start: int, stop: int) -> np.ndarray:
-        """From one place to another; zeros before the signal began."""
-        ahead = max(0, -start)
-        return np.pad(self.samples[max(start, 0) - self.start : stop - self.start], (ahead, 0))
-
-    def forget(self, before: int) -> None:
-        cut = max(0, min(before, self.stop) - self.start)
-        self.start, self.samples = self.start + cut, self.samples[cut:]
-
-
-class Sound:
-    """A recording at 16 kHz as it comes: its level so far, and its frames behind the high-pass."""
-
-    def __init__(self, stft: STFT) -> None:
-        from scipy.signal import butter
-
-        self.stft = stft
-        self.raw, self.forwards, self.heard = Tail(), Tail(), Tail()
-        """As it came; through the high-pass once; and, where enough is known, back through it."""
-        self._high_pass = high_pass()
-        self._band = butter(2, BAND, "bandpass", fs=SAMPLE_RATE, output="sos")
-        self._states: list[np.ndarray] = []
-        self._moment = np.zeros(0)
-        self._rms: deque[float] = deque(maxlen=LEVEL_MOMENTS)
-        self._frame = 0
-        self._sum = 0.0
-
-    @property
-    def level(self) -> float:
-        """`speech_level` of the last 30 s; 0 of silence."""
-        return level_of_moments(np.array(self._rms)) if self._rms else 0.0
-
-    def add(self, samples: Float[np.ndarray, "sample"]) -> None:
-        """The next samples."""
-        from scipy.signal import sosfilt, sosfilt_zi
-
-        if not len(samples):
-            return
-        if not self._states:
-            self._states = [sosfilt_zi(sos) * samples[0] for sos in (self._high_pass, self._band)]
-        passed, self._states[0] = sosfilt(self._high_pass, samples, zi=self._states[0])
-        band, self._states[1] = sosfilt(self._band, samples, zi=self._states[1])
-        self.raw.add(samples)
-        self.forwards.add(passed)
-        self._sum += float(samples.sum())
-        self._moment = np.concatenate([self._moment, band])
-        while len(self._moment) >= MOMENT:
-            moment, self._moment = np.split(self._moment, [MOMENT])
-            self._rms.append(float(np.sqrt(np.mean(moment**2))))
-
-    def low(self, start: int, stop: int) -> np.ndarray:
-        """What the high-pass took off, but for the mean of all so far."""
-        mean = self._sum / self.raw.stop
-        return self.raw.get(start, stop) - mean - self.heard.get(start, stop)
-
-    def take_frames(self, count: int) -> torch.Tensor | None:
-        """The STFT of the next frames, (count, freq); None while too little is known."""
-        from scipy.signal import sosfilt
-
-        hop, half = self.stft.hop, self.stft.n_fft // 2
-        needed = (self._frame + count - 1) * hop + half
-        if self.forwards.stop < needed + AHEAD:
-            return None
-        ahead = self.forwards.get(self.heard.stop, needed + AHEAD)
-        self.heard.add(sosfilt(self._high_pass, ahead[::-1])[::-1][:-AHEAD])
-        self.forwards.forget(needed)
-        start = (self._frame - self._before) * hop
-        segment = torch.from_numpy(self.heard.get(start, needed).astype(np.float32))
-        spectra = self.stft.analyse(segment)[self._before : self._before + count]
-        self._frame += count
-        return spectra
-
-    @property
-    def _before(self) -> int:
-        """Frames before one whose centres its window reaches: analysed with it, they are incomplete."""
-        reach = math.ceil(self.stft.n_fft / 2 / self.stft.hop)
-        return min(self._frame, reach)
-
-    def forget(self, before: int) -> None:
-        """Of all that is no longer asked."""
-        self.raw.forget(before)
-        self.heard.forget(min(before, (self._frame - 2) * self.stft.hop - self.stft.n_fft))
-
-
-class Overlap:
-    """Frames in, the samples that they complete out: the STFT's synthesis, block by block."""
-
-    def __init__(self, stft: STFT) -> None:
-        self.stft = stft
-        self.speech = Tail()
-        self._last = torch.zeros(0, stft.n_fft // 2 + 1, dtype=torch.complex64)
-        self._frames = 0
-
-    def add(self, spectra: torch.Tensor) -> np.ndarray:
-        """The samples that no later frame reaches."""
-        hop, half = self.stft.hop, self.stft.n_fft // 2
-        first = self._frames - len(self._last)
-        frames = torch.cat([self._last, spectra])
-        ending = torch.cat(
-            [frames, torch.zeros_like(frames[:1])]
-        )  # it reaches no sample that is kept
-        waveform = self.stft.synthesise(ending, len(frames) * hop).numpy().astype(np.float64)
-        self._frames += len(spectra)
-        done = waveform[self.speech.stop - first * hop : len(frames) * hop - half]
-        self.speech.add(done)
-        self.speech.forget(self.speech.stop - LOW_CONTEXT - self.stft.n_fft)
-        self._last = frames[-math.ceil(self.stft.n_fft / hop) :]
-        return done

@@ -4,6 +4,7 @@ A model that can do without lips hears the sound alone wherever there is no face
 a note with its seconds. A model that cannot is refused before anything slow.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from pyro_avse.data.media import TOLERANCE
 from pyro_avse.files import kind_of
 from pyro_avse.typing import InputError
 
+Progress = Callable[[float, str], None]
 ALONE = "enhanced by its sound alone"
 
 
@@ -24,6 +26,10 @@ def find_lips(
     prior: Any,
     duration: float,
     delay: float = 0.0,
+    *,
+    face: str = "auto",
+    track: int = 0,
+    progress: Progress = lambda done, text: None,
 ) -> tuple[Lips | None, list[str]]:
     """The lips of a recording of `duration` seconds, and what to say of them, a line each.
 
@@ -31,20 +37,31 @@ def find_lips(
         lips: .npz, .npy, .mat or a video; None: those of `noisy`, if it is a video and the prior looks.
         fps: of `lips`, where its file does not say.
         delay: seconds by which its sound starts after its pictures; notes count from the pictures.
+        face: of several, as `watch` says.
+        track: the sound of `noisy` that is enhanced.
+        progress: told the fraction of the lips that are cut, and a text.
 
     Raises:
         InputError: as `load_lips` and `watch`; arrays of lips that are not as long as the sound; a prior that cannot do
             without, where there are none or none for a while.
     """
+    own = lips is None
+    source = noisy if lips is None else lips
+    watched = prior.uses_lips and kind_of(source) in ("video", None) and _is_video(source)
+    if face != "auto" and not watched:
+        raise InputError(
+            f"--face {face} is of the lips in a video, at which nothing looks here: leave it out"
+        )
     if not prior.uses_lips:
         if lips is not None and kind_of(lips) != "video":
             check_length(*_count(load_lips(lips, fps=fps, longest=duration)), duration)
         return None, []
-    source = noisy if lips is None else lips
-    if lips is None and not _is_video(noisy):
+    if own and not watched:
         return None, _no_pictures(noisy)
-    if kind_of(source) in ("video", None) and _is_video(source):
-        seen, notes = _watched(source, fps, duration, max(0.0, delay) if lips is None else 0.0)
+    if watched:
+        seen, notes = _watched(
+            source, fps, duration, max(0.0, delay) * own, face, track * own, progress
+        )
     else:
         seen, notes = load_lips(source, fps=fps, longest=duration), []
         check_length(*_count(seen), duration)
@@ -68,12 +85,18 @@ def find_lips(
 
 
 def _watched(
-    source: Path, fps: float | None, duration: float, delay: float
+    source: Path,
+    fps: float | None,
+    duration: float,
+    delay: float,
+    face: str,
+    track: int,
+    progress: Progress,
 ) -> tuple[Lips | None, list[str]]:
     """The lips of a video as far as its sound goes; None without any face."""
     from pyro_avse.data.lips.watch import watch  # OpenCV takes a while to load
 
-    watched = watch(source, whole=False, until=duration)
+    watched = watch(source, face=face, track=track, whole=False, until=duration, progress=progress)
     found, notes = watched.lips, list(watched.notes)
     if found.mask is not None and not found.mask.any():
         if not any("no face" in note for note in notes):

@@ -149,8 +149,7 @@ class Amortiser:
 
     def believe(self, pairs: Any) -> Guess:
         """The guide's q of the pairs' recordings."""
-        heard = self.guide.ear(pairs.power, pairs.seen, lips_mask=pairs.lips_mask)
-        return self.guide.read(*heard)
+        return self.guide.read(self.guide.ear(pairs.power, pairs.seen, lips_mask=pairs.lips_mask))
 
     @torch.no_grad()
     def validate(self) -> JSON:

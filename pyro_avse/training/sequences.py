@@ -52,7 +52,7 @@ def draw_cuts(ends: Sequence[int], length: int, *, at_random: bool) -> Tensor:
 def path_terms(
     prior: Any, power: Float[Tensor, "cut frame freq"], lips: Tensor | None, heard: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The two terms of the bound of every cut, (cut,): log p(s | z), and the sum of the divergences."""
+    """The two terms of the bound D11 of every cut, (cut,): log p(s | z), and the sum of the divergences."""
     given = {"encoder_power": heard}
     guide = poutine.trace(prior.guide).get_trace(power, lips, **given)
     model = poutine.trace(poutine.replay(prior.model, guide)).get_trace(power, lips, **given)

@@ -156,9 +156,7 @@ def load_voices(
                 if lips is None:
                     shown.append(torch.full((len(spectrum),), -1))
                     continue
-                changed = [
-                    augment_lips(lips, 1.0, rng, alike=len(lips)) for _ in range(variants - 1)
-                ]
+                changed = [augment_lips(lips, 1.0, rng, together=True) for _ in range(variants - 1)]
                 pictures.append(torch.stack([small_pictures(p).half() for p in (lips, *changed)]))
                 shown.append(seen_so_far + torch.arange(len(spectrum)))
                 seen_so_far += len(spectrum)

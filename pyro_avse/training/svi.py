@@ -239,8 +239,10 @@ class Trainer:
         if lips is not None:
             lips = lips[index].to(self.device)
             if strength := self.recipe.data.augment_lips:
-                alike = self.cut or 1
-                lips = augment_lips(lips.flatten(0, -3), strength, alike=alike).view_as(lips)
+                if self.cut:
+                    lips = torch.stack([augment_lips(v, strength, together=True) for v in lips])
+                else:
+                    lips = augment_lips(lips, strength)
         return power, lips, heard
 
     def _noise_injection(self) -> tuple[float, Tensor]:

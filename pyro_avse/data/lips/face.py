@@ -1,11 +1,12 @@
-"""Where the face is in every picture of a video, and the mouth in it.
+"""One place of a face for every picture of a video, and the mouth in it.
 
-A face is looked for five times a second by OpenCV's frontal Haar cascade; between and beside it the box is
-interpolated. The track begins with the most usual of the largest boxes and keeps, of every picture's boxes, the one
-that overlaps it most. A head that stays where it is has one box, the median over the clip: so were cut the lips that
-the bundled models know. A moving head has the path of its box, smoothed over a second.
+Faces are looked for five times a second (`finder`); between and beside the looks a face's place is interpolated. A
+track begins with the most usual of the largest faces and keeps, of every picture's, the one that overlaps it most; the
+next track is made of what is left. A head that stays where it is has one place, the median over the clip. A moving head
+has its path, smoothed over a second.
 
-The mouth is a square of half the face's width, centred at 79 % of its height.
+The mouth is a square of half the face's width, centred at 79 % of its height and held upright: so were cut the lips of
+GRID that the bundled models know.
 """
 
 import csv
@@ -16,37 +17,48 @@ import numpy as np
 from jaxtyping import Float64, UInt8
 from scipy.ndimage import median_filter, uniform_filter1d
 
+from pyro_avse.data.lips.landmarks import cut_square
 from pyro_avse.data.lips.lips import SIDE
 from pyro_avse.typing import InputError
 
 LOOKS = 5
-"""Pictures a second in which a face is looked for."""
+"""Pictures a second in which faces are looked for."""
 LONGEST_GAP = 1.0
-"""Seconds without a face over which its box is interpolated."""
+"""Seconds without a face over which its place is interpolated."""
 STILL = 0.05
-"""A head whose smoothed box stays this near its median, in widths, is held still."""
-_LARGEST_SIDE = 640
-"""Of the picture that the cascade sees, in pixels."""
-Boxes = Float64[np.ndarray, "_ 4"]
-"""x, y of the upper left corner, width, height, in pixels; rows of NaN where there is no face."""
+"""A head whose smoothed place stays this near its median, in widths, is held still."""
+MOUTH = 0.79
+"""Where the mouth's middle is, as a share of the face's height."""
+MOST_FACES = 4
+"""That are followed at once."""
+SHARE = 0.25
+"""Another face is seen in this share of the looks in which the first one is, or it is none."""
+SAME = 0.3
+"""Overlap from which two boxes are one face."""
+Boxes = Float64[np.ndarray, "_ 5"]
+"""x, y of the upper left corner, width, height in pixels, as if the face were upright, and by how many radians it leans
+to the right about its mouth; rows of NaN where there is no face."""
 
 
-class FaceFinder:
-    """OpenCV's frontal-face cascade."""
-
-    def __init__(self) -> None:
-        self.cascade = cv2.CascadeClassifier(
-            str(Path(cv2.__file__).parent / "data" / "haarcascade_frontalface_default.xml")
-        )
-
-    def __call__(self, picture: UInt8[np.ndarray, "row column"]) -> Boxes:
-        """Every face in a picture, (face, 4), from forehead to chin."""
-        scale = max(1.0, max(picture.shape) / _LARGEST_SIDE)
-        if scale > 1:
-            size = round(picture.shape[1] / scale), round(picture.shape[0] / scale)
-            picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
-        found = self.cascade.detectMultiScale(picture, scaleFactor=1.1, minNeighbors=5)
-        return np.asarray(found, np.float64).reshape(-1, 4) * scale
+def track_faces(
+    found: list[Boxes], times: Float64[np.ndarray, "look"], end: float
+) -> list[tuple[Boxes, list[tuple[float, float]]]]:
+    """The faces in view from left to right, each as `track_face` has it; one without any box where there is none."""
+    left, tracks = list(found), list[tuple[Boxes, list[tuple[float, float]], int]]()
+    while len(tracks) < MOST_FACES:
+        track, gaps = track_face(left, times, end)
+        seen = np.isfinite(track[:, 0])
+        if tracks and (not seen.any() or seen.sum() < SHARE * tracks[0][2]):
+            break
+        tracks.append((track, gaps, int(seen.sum())))
+        left = [
+            boxes if np.isnan(row[0]) else boxes[[_overlap(box, row) < SAME for box in boxes]]
+            for boxes, row in zip(left, track, strict=True)
+        ]
+        if not seen.any():
+            break
+    middles = [np.nanmedian(t[:, 0] + t[:, 2] / 2) if n else 0.0 for t, _, n in tracks]
+    return [tracks[k][:2] for k in np.argsort(middles, kind="stable")]
 
 
 def track_face(
@@ -57,7 +69,7 @@ def track_face(
     After a loss of more than a second the largest box begins anew. A stretch is from the first look without the face
     to the next with it, or to `end`.
     """
-    track = np.full((len(found), 4), np.nan)
+    track = np.full((len(found), 5), np.nan)
     sizes = np.array([boxes[:, 2].max() if len(boxes) else np.nan for boxes in found])
     if np.isfinite(sizes).any():
         first = int(np.nanargmin(np.abs(sizes - np.nanmedian(sizes))))
@@ -70,13 +82,13 @@ def track_face(
                     box = found[look][found[look][:, 2].argmax()]
                 else:
                     overlaps = [_overlap(box, last) for box in found[look]]
-                    if max(overlaps) < 0.3:
+                    if max(overlaps) < SAME:
                         continue
                     box = found[look][int(np.argmax(overlaps))]
                 track[look], last, seen = box, box, times[look]
     gaps: list[tuple[float, float]] = []
     lost = None
-    for time, row in zip([*times, end], [*track, np.zeros(4)], strict=True):
+    for time, row in zip([*times, end], [*track, np.zeros(5)], strict=True):
         if np.isnan(row[0]):
             lost = time if lost is None else lost
         elif lost is not None:
@@ -90,10 +102,13 @@ def smooth_track(
 ) -> Boxes:
     """The track at other times, its gaps interpolated: one box for a still head, a smooth path for a moving one."""
     seen = np.isfinite(track[:, 0])
+    track = track.copy()
+    track[seen, 4] = np.unwrap(track[seen, 4])
     middle = np.median(track[seen], axis=0)
     full = interpolate(times[seen], track[seen], times)
     steady = median_filter(full, size=(LOOKS, 1), mode="nearest")
-    if np.abs(steady - middle).max() <= STILL * middle[2]:
+    pixels = [1, 1, 1, 1, middle[2] / 2]  # that a change moves the box's border
+    if (np.abs(steady - middle) * pixels).max() <= STILL * middle[2]:
         return np.tile(middle, (len(at), 1))
     return interpolate(times, uniform_filter1d(steady, LOOKS, axis=0, mode="nearest"), at)
 
@@ -106,19 +121,17 @@ def interpolate(
 
 
 def cut_mouth(
-    picture: UInt8[np.ndarray, "row column"], face: Float64[np.ndarray, "4"]
+    picture: UInt8[np.ndarray, "row column"], face: Float64[np.ndarray, "5"]
 ) -> UInt8[np.ndarray, "67 67"]:
-    """The mouth of a face, area-resized; beyond the picture's edge its border is repeated."""
-    x, y, width, height = face
-    size = max(1, int(width / 2))
-    left, top = (
-        int(np.floor(x + width / 2 - width / 4)),
-        int(np.floor(y + 0.79 * height - width / 4)),
-    )
-    rows = np.clip(np.arange(top, top + size), 0, picture.shape[0] - 1)
-    columns = np.clip(np.arange(left, left + size), 0, picture.shape[1] - 1)
-    square = np.ascontiguousarray(picture[rows][:, columns])
-    return np.asarray(cv2.resize(square, (SIDE, SIDE), interpolation=cv2.INTER_AREA), np.uint8)
+    """The mouth of a face, upright, area-resized from whole pixels; beyond the picture its border is repeated."""
+    size = max(1, int(face[2] / 2))
+    x, y = (np.floor(m - face[2] / 4) + size / 2 for m in mouth_of(face))
+    return cut_square(picture, (x, y), size, face[4], SIDE, cv2.BORDER_REPLICATE)
+
+
+def mouth_of(face: Float64[np.ndarray, "5"]) -> tuple[float, float]:
+    """x and y of its middle."""
+    return face[0] + face[2] / 2, face[1] + MOUTH * face[3]
 
 
 def read_boxes(
@@ -159,11 +172,11 @@ def read_boxes(
             raise InputError(
                 f"{path} line {line}: {key} {time:g} comes after a later one: sort the rows"
             )
-    return np.array(when), np.array(boxes)
+    return np.array(when), np.pad(boxes, ((0, 0), (0, 1)))
 
 
-def _overlap(a: Float64[np.ndarray, "4"], b: Float64[np.ndarray, "4"]) -> float:
-    """Intersection over union."""
-    sides = np.minimum(a[:2] + a[2:], b[:2] + b[2:]) - np.maximum(a[:2], b[:2])
+def _overlap(a: Float64[np.ndarray, "5"], b: Float64[np.ndarray, "5"]) -> float:
+    """Intersection over union, of the boxes held upright."""
+    sides = np.minimum(a[:2] + a[2:4], b[:2] + b[2:4]) - np.maximum(a[:2], b[:2])
     shared = float(np.prod(sides.clip(0)))
-    return shared / float(np.prod(a[2:]) + np.prod(b[2:]) - shared)
+    return shared / float(np.prod(a[2:4]) + np.prod(b[2:4]) - shared)

@@ -1,7 +1,7 @@
-"""Lips from a video: decode, find the face, follow it, cut out the mouth at the video's own rate.
+"""Lips from a video: decode, find the faces, follow them, cut out the mouths at the video's own rate.
 
 The video is decoded twice, once for its times and faces and once for the mouths, so that only mouths are held in
-memory. `watch` does it for one file; `watch_cached` keeps the result for corpora, in
+memory. `watch` takes one face of a file, `watch_faces` all of them; `watch_cached` keeps the result for corpora, in
 $PYRO_AVSE_CACHE/lips, or ~/.cache/pyro_avse/lips, under a name that changes with the video's path, size and date.
 """
 
@@ -9,31 +9,35 @@ import contextlib
 import hashlib
 import io
 import os
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Bool, Float64
 
 from pyro_avse.data.lips.face import (
     LONGEST_GAP,
     LOOKS,
     Boxes,
-    FaceFinder,
     cut_mouth,
     interpolate,
+    mouth_of,
     read_boxes,
     smooth_track,
-    track_face,
+    track_faces,
 )
+from pyro_avse.data.lips.finder import FaceFinder
 from pyro_avse.data.lips.lips import SIDE, Lips, read_lips
-from pyro_avse.data.media.video import Timing, read_pictures, time_pictures
+from pyro_avse.data.lips.speaker import choose_speaker
+from pyro_avse.data.media.video import Timing, read_pictures, read_seconds, time_pictures
 from pyro_avse.files import beside, check_place, remove_litter, write_atomically
 from pyro_avse.typing import InputError
 
-VERSION = 1
+VERSION = 2
 """Of the recipe: lips of two versions differ for the same video."""
+Progress = Callable[[float, str], None]
 _COLUMNS, _ROWS = 10, 6
 
 
@@ -42,93 +46,201 @@ class Watched:
     """The lips of a video, and how they were found."""
 
     lips: Lips
-    faces: Float64[np.ndarray, "frame 4"]
-    """x, y, width, height of the face in every frame, in pixels of the upright picture."""
+    faces: Float64[np.ndarray, "frame 5"]
+    """The face in every frame, in pixels of the upright picture, as a row of `face.Boxes`."""
     gaps: list[tuple[float, float]]
-    """From when to when, in seconds, no face was found: its box was interpolated, or the lips are masked there."""
+    """From when to when, in seconds, no face was found: its place was interpolated, or the lips are masked there."""
     notes: list[str]
-    """What the user should know, a line each: gaps, and a frame rate that varies."""
+    """What the user should know, a line each: gaps, a frame rate that varies, which of several faces was taken."""
+
+
+@dataclass(frozen=True)
+class _Face:
+    """One face of a video."""
+
+    places: Float64[np.ndarray, "picture 5"]
+    shown: Bool[np.ndarray, "picture"]
+    """False where it is not seen for long."""
+    gaps: list[tuple[float, float]]
+    notes: list[str]
 
 
 def watch(
     path: str | os.PathLike[str],
     boxes: str | os.PathLike[str] | None = None,
     *,
+    face: str = "auto",
+    track: int = 0,
     whole: bool = True,
     until: float = np.inf,
+    progress: Progress = lambda done, text: None,
 ) -> Watched:
     """Find the lips in a video.
 
     Args:
         boxes: a CSV of the face's boxes (`face.read_boxes`), used instead of looking for it.
+        face: of several, "left", "right", or a number from 0, counted from the left; "auto" is the one whose mouth
+            moves with the sound (`speaker.choose_speaker`).
+        track: the sound by which time is counted and the face is chosen, from 0.
         whole: the face is to be seen from the beginning of the sound to the end of the pictures. Else what is without a
             face for more than a second, or before the first picture, is masked.
         until: seconds of sound; pictures at a varying rate are held no longer.
+        progress: told the fraction done, and a text.
 
     Raises:
-        InputError: a video that cannot be read or is damaged; where it is to be whole, no face, or none for more than
-            a second (it says when), or pictures that begin over 0.25 s after the sound; boxes that cannot be used.
+        InputError: a video that cannot be read or is damaged; no such face; where it is to be whole, no face, or none
+            for more than a second (it says when), or pictures that begin over 0.25 s after the sound; boxes that cannot
+            be used.
     """
     path = Path(path)
-    finder = FaceFinder()
-    seen: list[float] = []
-    at: list[float] = []
-    found: list[Boxes] = []
-    for time, grey in read_pictures(path):
-        if boxes is None and (not at or time > at[-1] + 1 / LOOKS - 1e-3):
-            at.append(time)
-            found.append(finder(grey()))
-        seen.append(time)
-    times = np.array(seen)
-    timing = time_pictures(path, times, until)
+    times, timing, faces = _find(path, boxes, track, until, progress)
     if whole and timing.mask is not None:
         raise InputError(
             f"{path}: its pictures show from {times[0]:.2f} to {times[-1]:.2f} s of its sound: trim the sound"
         )
-    notes = [] if timing.note is None else [f"{path}: {timing.note}"]
-    shown = np.ones(len(times), bool)
-    gaps: list[tuple[float, float]] = []
-    if boxes is not None:
-        faces = interpolate(*read_boxes(Path(boxes), times), times)
-    else:
-        looks = np.array(at)
-        end = float(times[-1]) + 1 / timing.fps
-        track, gaps = track_face(found, looks, end)
-        lost = ", ".join(f"{start:.1f}-{stop:.1f} s" for start, stop in gaps)
-        long = [(a, b) for a, b in gaps if b - a > LONGEST_GAP or np.isnan(track).all()]
-        if long and whole:
-            raise InputError(
-                f"{path}: no face at {lost} of {end:.1f} s: light it and look at the camera, trim, or give its "
-                "boxes (pyro-avse lips --boxes FILE.csv)"
+    number = number_of(face, len(faces), path)
+    if number is not None:
+        faces = [faces[number]]
+    if whole and all(not one.shown.all() for one in faces):
+        _refuse_gaps(path, faces[0], times, timing)
+    watched = _cut(path, times, timing, faces, track, progress, boxes)
+    if len(watched) == 1:
+        return watched[0]
+    taken, why = choose_speaker([one.lips for one in watched], path, track)
+    if whole and not faces[taken].shown.all():
+        _refuse_gaps(path, faces[taken], times, timing)
+    x = float(np.nanmedian([mouth_of(place)[0] for place in watched[taken].faces]))
+    note = (
+        f"{path} shows {len(watched)} faces: {taken} from the left, at x = {x:.0f}, is taken: {why}"
+    )
+    return replace(watched[taken], notes=[*watched[taken].notes, f"{note} (--face for another)"])
+
+
+def watch_faces(
+    path: str | os.PathLike[str],
+    *,
+    track: int = 0,
+    until: float = np.inf,
+    progress: Progress = lambda done, text: None,
+) -> list[Watched]:
+    """The lips of every face in a video, from left to right; one that is masked throughout where there is none.
+
+    Faces are those that are seen for at least a quarter of the time that the first one is, four at most. Where one is
+    not seen for over a second its lips are masked. Arguments as of `watch`; raises InputError for a video that cannot
+    be read or is damaged.
+    """
+    path = Path(path)
+    times, timing, faces = _find(path, None, track, until, progress)
+    return _cut(path, times, timing, faces, track, progress)
+
+
+def number_of(face: str, count: int, path: Path) -> int | None:
+    """Of a face, from the left; None for "auto" among several. Raises InputError for one that there is not."""
+    if face == "auto":
+        return 0 if count == 1 else None
+    number = {"left": 0, "right": count - 1}.get(face, int(face) if face.isdecimal() else count)
+    if number >= count:
+        known = "one face" if count == 1 else f"{count} faces"
+        raise InputError(
+            f"{path} shows {known}, none {face!r}: take auto, left, right or 0 to {count - 1}"
+        )
+    return number
+
+
+def _find(
+    path: Path,
+    boxes: str | os.PathLike[str] | None,
+    track: int,
+    until: float,
+    progress: Progress,
+) -> tuple[Float64[np.ndarray, "picture"], Timing, list[_Face]]:
+    """When the pictures show, and the faces in them from left to right, or the one of the user's boxes."""
+    finder = FaceFinder()
+    seen: list[float] = []
+    at: list[float] = []
+    found: list[Boxes] = []
+    seconds = read_seconds(path)
+    for time, grey in read_pictures(path, track):
+        if boxes is None and (not at or time > at[-1] + 1 / LOOKS - 1e-3):
+            at.append(time)
+            found.append(finder(grey()))
+            progress(
+                min(1.0, (time - at[0]) / seconds) / 2 if seconds else 0.0, "looking for faces"
             )
+        seen.append(time)
+    times, looks = np.array(seen), np.array(at)
+    timing = time_pictures(path, times, until)
+    notes = [] if timing.note is None else [f"{path}: {timing.note}"]
+    if boxes is not None:
+        places = interpolate(*read_boxes(Path(boxes), times), times)
+        return times, timing, [_Face(places, np.ones(len(times), bool), [], notes)]
+    end = float(times[-1]) + 1 / timing.fps
+    faces = []
+    for boxes_seen, gaps in track_faces(found, looks, end):
+        none = bool(np.isnan(boxes_seen).all())
+        long = [(a, b) for a, b in gaps if b - a > LONGEST_GAP or none]
+        shown = np.ones(len(times), bool)
         for start, stop in long:
             shown &= ~((start - 1e-6 <= times) & (times < stop - 1e-6))
-        if not shown.any():
-            return _nothing(path, timing, gaps, end - min(0.0, times[0]))
-        notes += _describe(path, gaps, long, max(0.0, -times[0]))
-        faces = smooth_track(track, looks, times)
-    mouths = np.empty((len(times), SIDE, SIDE), np.uint8)
-    for k, (_, grey) in enumerate(read_pictures(path)):
-        if not shown[k]:
-            mouths[k] = 0
+        if none:
+            places = np.full((len(times), 5), np.nan)
+            said = [f"{path}: no face in all its {end - min(0.0, times[0]):.1f} s"]
+        else:
+            places = smooth_track(boxes_seen, looks, times)
+            said = _describe(path, gaps, long, max(0.0, -times[0]))
+        faces.append(_Face(places, shown, gaps, [*notes, *said]))
+    return times, timing, faces
+
+
+def _cut(
+    path: Path,
+    times: Float64[np.ndarray, "picture"],
+    timing: Timing,
+    faces: list[_Face],
+    track: int,
+    progress: Progress,
+    boxes: str | os.PathLike[str] | None = None,
+) -> list[Watched]:
+    """The mouth of each face, at a constant rate."""
+    if not any(face.shown.any() for face in faces):
+        lips = Lips(np.zeros((1, SIDE, SIDE), np.uint8), timing.fps, np.zeros(1, bool))
+        return [Watched(lips, np.full((1, 5), np.nan), faces[0].gaps, faces[0].notes)]
+    mouths = np.zeros((len(faces), len(times), SIDE, SIDE), np.uint8)
+    for k, (_, grey) in enumerate(read_pictures(path, track)):
+        seen = [number for number, face in enumerate(faces) if face.shown[k]]
+        if not seen:
             continue
         picture = grey()
-        x, y = faces[k, :2] + faces[k, 2:] * (0.5, 0.79)
-        if not (0 <= x < picture.shape[1] and 0 <= y < picture.shape[0]):
-            raise InputError(
-                f"{boxes}: the mouth at {times[k]:.2f} s is at ({x:.0f}, {y:.0f}), outside the picture of "
-                f"{picture.shape[1]} x {picture.shape[0]} pixels: mend the boxes"
-            )
-        mouths[k] = cut_mouth(picture, faces[k])
-    mask = shown[timing.shown] if timing.mask is None else shown[timing.shown] & timing.mask
-    lips = Lips(mouths[timing.shown], timing.fps, None if mask.all() else mask)
-    return Watched(lips, faces[timing.shown], gaps, notes)
+        for number in seen:
+            place = faces[number].places[k]
+            x, y = mouth_of(place)
+            if not (0 <= x < picture.shape[1] and 0 <= y < picture.shape[0]):
+                if boxes is None:
+                    faces[number].shown[k] = False
+                    continue
+                raise InputError(
+                    f"{boxes}: the mouth at {times[k]:.2f} s is at ({x:.0f}, {y:.0f}), outside the picture of "
+                    f"{picture.shape[1]} x {picture.shape[0]} pixels: mend the boxes"
+                )
+            mouths[number, k] = cut_mouth(picture, place)
+        progress(0.5 + 0.5 * k / len(times), "cutting lips")
+    watched = []
+    for face, cut in zip(faces, mouths, strict=True):
+        mask = face.shown[timing.shown]
+        mask = mask if timing.mask is None else mask & timing.mask
+        lips = Lips(cut[timing.shown], timing.fps, None if mask.all() else mask)
+        watched.append(Watched(lips, face.places[timing.shown], face.gaps, face.notes))
+    return watched
 
 
-def _nothing(path: Path, timing: Timing, gaps: list[tuple[float, float]], end: float) -> Watched:
-    """What is seen of a video without any face."""
-    lips = Lips(np.zeros((1, SIDE, SIDE), np.uint8), timing.fps, np.zeros(1, bool))
-    return Watched(lips, np.full((1, 4), np.nan), gaps, [f"{path}: no face in all its {end:.1f} s"])
+def _refuse_gaps(
+    path: Path, face: _Face, times: Float64[np.ndarray, "picture"], timing: Timing
+) -> None:
+    lost = ", ".join(f"{start:.1f}-{stop:.1f} s" for start, stop in face.gaps)
+    raise InputError(
+        f"{path}: no face at {lost} of {times[-1] + 1 / timing.fps:.1f} s: light it and look at the camera, trim, or "
+        "give its boxes (pyro-avse lips --boxes FILE.csv)"
+    )
 
 
 def _describe(

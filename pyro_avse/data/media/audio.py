@@ -22,6 +22,7 @@ from jaxtyping import Float, Float32, Shaped
 from pyro_avse.data.media.channels import Choice, choose
 from pyro_avse.data.media.level import level_of_moments, moments, speech_level
 from pyro_avse.defaults import SAMPLE_RATE
+from pyro_avse.errors import Silence
 from pyro_avse.files import VIDEOS
 from pyro_avse.typing import InputError
 
@@ -29,6 +30,8 @@ SHORTEST = 1024 / SAMPLE_RATE
 """One STFT window, in seconds."""
 
 
+DECODED = VIDEOS | {".m4a"}
+"""What PyAV reads, and libsndfile is not asked for."""
 MOST_BLOCKS = 100_000
 """Of a recording: a month in blocks of 30 s."""
 
@@ -95,7 +98,7 @@ def load_audio(
         raise InputError(f"{path} is a folder: name one sound file in it")
     if not os.path.exists(path):
         raise InputError(f"{path} does not exist: check the path")
-    if path.suffix.lower() in VIDEOS | {".m4a"}:
+    if path.suffix.lower() in DECODED:
         return _decoded(path, channel, track)
     if track:
         raise InputError(f"{path} has one sound track, not {track}: tracks are of videos")
@@ -107,6 +110,16 @@ def load_audio(
     choice = choose([samples], sample_rate, samples.shape[1], channel, str(path))
     audio = _normalise(choice.of(samples), sample_rate, name=str(path), path=path)
     return replace(audio, notes=_said(choice))
+
+
+def count_channels(path: Path, track: int = 0) -> int:
+    """Of a recording that `load_audio` reads. Raises InputError likewise."""
+    if path.suffix.lower() not in DECODED:
+        with contextlib.suppress(InputError), _opened(path) as file:
+            return file.channels
+    from pyro_avse.data.media.sound import decode_sound  # PyAV takes a while to load
+
+    return decode_sound(path, track).samples.shape[1]
 
 
 def audio_from_array(mixture: Shaped[np.ndarray, "..."], sample_rate: int) -> Audio:
@@ -283,8 +296,8 @@ def _check_finite(
         raise InputError(f"{name} holds NaN or infinite samples, the first at {at:.3f} s: mend it")
 
 
-def _silent(name: str | Path, num_samples: int) -> InputError:
-    return InputError(f"{name} is silent, all {num_samples} samples are 0: check the recording")
+def _silent(name: str | Path, num_samples: int) -> Silence:
+    return Silence(f"{name} is silent, all {num_samples} samples are 0: check the recording")
 
 
 def _check_band(peak_left: float, name: str | Path) -> None:

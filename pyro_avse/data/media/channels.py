@@ -13,6 +13,7 @@ from jaxtyping import Float, Shaped
 
 from pyro_avse.data.media.level import LOUD, moments
 from pyro_avse.defaults import SAMPLE_RATE
+from pyro_avse.errors import Silence
 from pyro_avse.typing import InputError
 
 FAR = 20.0
@@ -75,7 +76,7 @@ def choose(
     if asked is None:
         return _auto(levels, together, names, name)
     if levels[asked] == 0:
-        raise InputError(
+        raise Silence(
             f"{name}: channel {asked} of {count} is silent: give --channel {loudest}, or auto"
         )
     below = 20 * np.log10(levels[loudest] / levels[asked])
@@ -98,7 +99,9 @@ def hear(
                 heard.append(np.stack([moments(column) for column in part.T]))
     if not heard:
         return np.zeros(count), 0.0
-    levels = np.quantile(np.concatenate(heard, axis=1), LOUD, axis=1)
+    moments_heard = np.concatenate(heard, axis=1)
+    levels = np.quantile(moments_heard, LOUD, axis=1)
+    levels = np.maximum(levels, 1e-3 * moments_heard.max(axis=1))  # one word is no silence
     return levels[:-1], float(levels[-1])
 
 
@@ -136,7 +139,9 @@ def _auto(
     if len(names) > taken and names[taken] == "FC":
         return Choice(taken, f"{name} has {count} channels: the centre, channel {taken}, is taken")
     if taken == 0:
-        return Choice(0, f"{name} has {count} channels: channel 0 is taken (--channel for another)")
+        return Choice(
+            0, f"{name} has {count} channels: channel 0 is taken (--channel for another, or all)"
+        )
     if levels[0] == 0:
         note = f"channel 0 of {count} is silent"
     else:

@@ -19,6 +19,7 @@ import soxr
 from jaxtyping import Float
 
 from pyro_avse.data.media.container import opened, read_starts, stream_of
+from pyro_avse.data.media.encoding import layout_of
 from pyro_avse.files import beside, check_place
 from pyro_avse.typing import InputError
 
@@ -218,7 +219,7 @@ def _encode(
     known = av.codec.Codec(codec, "w").audio_rates
     if known is not None and rate not in known:
         channels, rate = soxr.resample(channels.T, rate, 48000).T, 48000
-    layout = {1: "mono", 2: "stereo"}.get(len(channels), f"{len(channels)} channels")
+    layout = layout_of(len(channels))
     stream = container.add_stream(codec, rate=rate, layout=layout)
     stream.bit_rate = min(192_000, 4 * rate) * len(channels)
     frame = av.AudioFrame.from_ndarray(

@@ -43,10 +43,14 @@ def save_pieces(
 
 def save_together(
     paths: Sequence[str | os.PathLike[str]],
-    pieces: Iterable[Sequence[Float[np.ndarray, "sample"]]],
+    pieces: Iterable[Sequence[Float[np.ndarray, "sample *channel"]]],
     sample_rate: int,
+    channels: int = 1,
 ) -> None:
-    """The same of several waveforms that come together, one for each path: all are renamed when all are whole."""
+    """The same of several waveforms that come together, one for each path: all are renamed when all are whole.
+
+    Each is (sample,), or (sample, channel) of that many channels.
+    """
     for path in paths:
         check_writable(path)
 
@@ -54,7 +58,7 @@ def save_together(
         with contextlib.ExitStack() as files:
             opened = []
             for path, part in zip(paths, parts, strict=True):
-                opened.append(_created(files, part, Path(path), sample_rate))
+                opened.append(_created(files, part, Path(path), sample_rate, channels))
             for together in pieces:
                 for path, (said, file), piece in zip(paths, opened, together, strict=True):
                     if not np.isfinite(piece).all():
@@ -82,7 +86,7 @@ def save_together(
     except soundfile.LibsndfileError as err:
         names = " and ".join(map(str, paths))
         raise InputError(
-            f"{names} cannot hold {sample_rate} Hz mono ({err.error_string}): write .wav or .flac"
+            f"{names} cannot hold {channels} channel(s) of {sample_rate} Hz ({err.error_string}): write .wav"
         ) from err
 
 
@@ -148,17 +152,19 @@ def check_writable(path: str | os.PathLike[str]) -> None:
 
 
 def _created(
-    files: contextlib.ExitStack, part: Path, path: Path, sample_rate: int
+    files: contextlib.ExitStack, part: Path, path: Path, sample_rate: int, channels: int
 ) -> tuple[Callable[[], contextlib.AbstractContextManager[None]], Any]:
-    """A new mono file with `write`, of the format that `path` names, and what a write stands under."""
+    """A new file with `write`, of the format that `path` names, and what a write stands under."""
     if path.suffix.lower() in ENCODED:
         from pyro_avse.data.media.encoding import EncodedFile  # PyAV takes a while to load
 
-        encoded = EncodedFile(part, path.suffix.lower(), sample_rate)
+        encoded = EncodedFile(part, path.suffix.lower(), sample_rate, channels)
         return contextlib.nullcontext, files.enter_context(encoded)
     form = _format(path)
     disk = files.enter_context(_Disk(path, part))
-    sound = soundfile.SoundFile(disk, "w", sample_rate, 1, subtype=SUBTYPES.get(form), format=form)
+    sound = soundfile.SoundFile(
+        disk, "w", sample_rate, channels, subtype=SUBTYPES.get(form), format=form
+    )
     return disk.said, files.enter_context(sound)
 
 

@@ -79,9 +79,9 @@ def decode_sound(path: Path, track: int = 0) -> Sound:
     return Sound(samples.T, rate, names, delay, tuple(notes))
 
 
-def read_sound(path: Path) -> tuple[Float64[np.ndarray, "sample channel"], int]:
-    """The first sound of a file and its rate in Hz. Raises InputError as `decode_sound`."""
-    sound = decode_sound(path)
+def read_sound(path: Path, track: int = 0) -> tuple[Float64[np.ndarray, "sample channel"], int]:
+    """A sound track of a file and its rate in Hz. Raises InputError as `decode_sound`."""
+    sound = decode_sound(path, track)
     return sound.samples.astype(np.float64), sound.sample_rate
 
 

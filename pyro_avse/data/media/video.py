@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 from jaxtyping import Bool, Float64, Int, UInt8
 
@@ -42,9 +43,9 @@ class Timing:
 
 
 def read_pictures(
-    path: Path,
+    path: Path, track: int = 0
 ) -> Iterator[tuple[float, Callable[[], UInt8[np.ndarray, "row column"]]]]:
-    """Every picture's time in seconds, and a function that makes it grey and upright.
+    """Every picture's time in seconds from the start of a sound track, and a function that makes it grey and upright.
 
     Raises InputError for no pictures, and a file that cannot be read or is damaged (with the second).
     """
@@ -52,7 +53,7 @@ def read_pictures(
         stream = stream_of(container, "video")
         if stream is None:
             raise InputError(f"{path} has no pictures: give a video, or the lips' file")
-        start = read_starts(path).sound
+        start = read_starts(path, track).sound
         rate = stream.average_rate or Fraction(25)
         sounds = False
         for number, frame in enumerate(frames_of(container, stream, path)):
@@ -66,6 +67,12 @@ def read_pictures(
             yield float(time - start), partial(_upright_grey, frame)
     if not sounds:
         raise InputError(f"{path} has no pictures that can be decoded: check the file")
+
+
+def read_seconds(path: Path) -> float:
+    """What a file says it lasts; 0 where it says nothing. Raises InputError for what cannot be read."""
+    with opened(path) as container:
+        return (container.duration or 0) / av.time_base
 
 
 def time_pictures(
