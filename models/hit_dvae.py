@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pyro_avse.distributions import Path
-from pyro_avse.models.dynamical import Summarised, own_past
+from pyro_avse.models.looking_back import Summarised, own_past
 from pyro_avse.models.over_time import (
     CausalAttention,
     Move,

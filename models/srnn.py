@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pyro_avse.models.dynamical import Remembering
+from pyro_avse.models.looking_back import Remembering
 from pyro_avse.models.over_time import Move, Recurrence, ToldDecoder, ToldEncoder, join, loudness
 from pyro_avse.typing import Codes, Power
 

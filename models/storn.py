@@ -19,7 +19,7 @@ from jaxtyping import Float
 from pyro.distributions import Independent
 from torch import Tensor
 
-from pyro_avse.models.dynamical import Remembering
+from pyro_avse.models.looking_back import Remembering
 from pyro_avse.models.nets import standard_normal
 from pyro_avse.models.over_time import Recurrence, ToldDecoder, ToldEncoder, join, loudness
 from pyro_avse.typing import Codes, Power

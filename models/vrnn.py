@@ -19,7 +19,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pyro_avse.models.dynamical import Remembering
+from pyro_avse.models.looking_back import Remembering
 from pyro_avse.models.over_time import Move, Recurrence, ToldDecoder, ToldEncoder, join
 from pyro_avse.typing import Codes, Power
 

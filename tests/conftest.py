@@ -44,6 +44,7 @@ LONG = [
     "lips_carry_speech",
     "ntcd",
     "pipeline",
+    "posteriors",
     "protocol",
     "real_clip",
     "reference_posteriors",

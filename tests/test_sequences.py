@@ -12,7 +12,7 @@ from pyro_avse.enhancement.enhancer import Enhancer
 from pyro_avse.inference.guided import Guided
 from pyro_avse.inference.ldem import LDEM
 from pyro_avse.models import MODELS
-from pyro_avse.models.dynamical import own_past
+from pyro_avse.models.looking_back import own_past
 from pyro_avse.stft import STFT
 from pyro_avse.training.recipe import Data, GuideRecipe, GuideTraining, Recipe, Training
 from pyro_avse.training.sequences import draw_cuts
