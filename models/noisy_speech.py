@@ -35,6 +35,7 @@ from pyro.distributions import Categorical, Normal
 from torch import Tensor
 
 from pyro_avse.distributions import ComplexNormal, align_components
+from pyro_avse.models.markov import utterance_plates
 from pyro_avse.models.mixture import select_component
 from pyro_avse.typing import (
     FrameMask,
@@ -78,6 +79,18 @@ def noisy_speech(
             log c_f (..., speaker, freq). None: one speaker, without that axis, whose sites are "alpha", "z" and "s".
     """
     frames = noise_variance.shape[:-1] if mixture is None else mixture.shape[:-1]
+    if hasattr(prior, "transition"):
+        return _noisy_switching(
+            prior,
+            mixture,
+            lips,
+            noise_variance,
+            mixing_weight,
+            gain,
+            log_response,
+            speech_latent,
+            mask,
+        )
     if couples_frames(prior):
         if speakers is not None:
             raise InputError(
@@ -151,9 +164,7 @@ def _noisy_utterances(
     prior = prior.within(mask=mask)
     sound = True if mask is None else mask[..., None]
 
-    with ExitStack() as plates:
-        for dim, size in enumerate(reversed(utterances), start=1):
-            plates.enter_context(pyro.plate(f"utterance_{dim}", size, dim=-dim))
+    with utterance_plates(tuple(utterances)):
         z = pyro.sample("z", prior.latent_path((*utterances, num_frames), lips))
         log_variance = _recorded(prior.log_variance(z, lips)[0], gain, log_response)
         if speech_latent:
@@ -163,6 +174,42 @@ def _noisy_utterances(
             x = ComplexNormal(0, torch.log(log_variance.exp() + noise_variance))  # S17
         found: Spectrum = pyro.sample("x", x.mask(sound).to_event(2), obs=mixture)
         return found
+
+
+def _noisy_switching(
+    prior: Any,
+    mixture: Spectrum | None,
+    lips: Tensor | None,
+    noise_variance: Power,
+    mixing_weight: MixingWeight | None,
+    gain: Tensor | None,
+    log_response: Tensor | None,
+    speech_latent: bool,
+    mask: FrameMask | None,
+) -> Spectrum:
+    """The same frame after frame, alpha_n | alpha_n-1 ~ Cat(A): sites alpha_n, z_n, s_n and x_n, alpha_1:N enumerated.
+
+    What `mask` leaves out adds nothing: alpha_n goes on there, unheard.
+    """
+    utterances = noise_variance.shape[:-2]
+    pi = None if mixing_weight is None else mixing_weight.movedim(0, -1)
+    found = []
+    with utterance_plates(utterances):
+        for n, log_variance in prior.frames(
+            noise_variance.shape[:-1], prior.visual_features(lips), pi, mask
+        ):
+            noise = noise_variance[..., n, :]
+            g = None if gain is None else gain[..., n : n + 1]
+            log_variance = _recorded(log_variance[..., None, :], g, log_response)[..., 0, :]
+            sound = True if mask is None else mask[..., n]
+            if speech_latent:
+                s = pyro.sample(f"s_{n}", ComplexNormal(0, log_variance).to_event(1).mask(sound))
+                x = ComplexNormal(s, noise.log())  # (28)
+            else:
+                x = ComplexNormal(0, torch.log(log_variance.exp() + noise))  # S17
+            heard = None if mixture is None else mixture[..., n, :]
+            found.append(pyro.sample(f"x_{n}", x.to_event(1).mask(sound), obs=heard))
+    return torch.stack(found, -2)
 
 
 def _recorded(log_variance: Tensor, gain: Tensor | None, log_response: Tensor | None) -> Tensor:
