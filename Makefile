@@ -110,7 +110,7 @@ weights: .venv/.development runs/speech runs/synth
 	touch $@
 
 .venv/.development: pyproject.toml constraints.txt | .venv/bin/python
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[synth,cluster,dev]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[app,cluster,dev,synth]"
 	touch $@ .venv/.package
 
 .venv/.lessons: pyproject.toml constraints.txt | .venv/bin/python

@@ -88,7 +88,7 @@ class AutoNormal:
             sigma, w = weighted_draws(cast(CollapsedTarget, held.target), draws)
             return replace(
                 held,
-                speech=held_filter(mixture, held, sigma, w),
+                **held_filter(mixture, held, sigma, w),
                 responsibilities=w.sum(1),
                 objective=objective,
                 z=z,

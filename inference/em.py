@@ -13,7 +13,7 @@ holds what they share: the objective, when to stop, and what to say of a diverge
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar, cast
 
 import torch
 from jaxtyping import Float
@@ -37,9 +37,11 @@ from pyro_avse.typing import (
     Power,
     Responsibilities,
     Separation,
+    SequencePrior,
     Spectrum,
     SpeechPrior,
     Target,
+    couples_frames,
 )
 
 
@@ -101,6 +103,8 @@ def observe(
             )
         lips_mask = None  # every frame of sound has one
     v = prior.visual_features(lips)
+    if couples_frames(prior):
+        prior = cast(SequencePrior, prior).within(mask=mask)
     guess = None
     if guide is not None:
         guess = guide.guess(power, lips, mask=mask, lips_mask=lips_mask)
@@ -147,6 +151,10 @@ class EM(ABC):
     """In `SCHEMES`."""
     cure: ClassVar[str] = "take a smaller step size, or a kernel that can reject"
     """What a Divergence tells to do."""
+    has_draws: ClassVar[bool] = True
+    """Whether it ends with a posterior of speech (`Separation.posterior`)."""
+    of_paths: ClassVar[bool] = False
+    """Whether it can do without independent frames, as priors that couple them ask."""
     iterations: int
     tolerance: float | None = None
 
@@ -173,7 +181,7 @@ class EM(ABC):
         seed: int = 0,
         dictionary: Dictionary | None = None,
         guide: GuideForNoise | None = None,
-        progress: Callable[[Any], None] | None = None,
+        progress: Callable[[Any, int], None] | None = None,
     ) -> Separation:
         """Separate x (..., frame, freq) into speech and noise.
 
@@ -183,12 +191,18 @@ class EM(ABC):
             seed: of every draw.
             dictionary: where W starts, (rank, freq) or with utterance axes.
             guide: for noisy speech, of this prior: codes, noise and level start at what it believes.
-            progress: called with the state after every step.
+            progress: called after every step with the state, and how many steps there are at most.
 
         Raises:
             Divergence: an objective or a chain's log density became NaN or infinite.
-            InputError: lips or settings that do not suit the prior.
+            InputError: lips or settings that do not suit the prior, or a prior that couples frames where each is taken
+                on its own.
         """
+        if couples_frames(prior) and not self.of_paths:
+            raise InputError(
+                f"{self.name} takes each frame on its own, and under {type(prior).__name__} they are coupled: take "
+                "ldem, mcem, peem, gpeem or amortised_vem"
+            )
         observation = observe(
             prior,
             mixture,
@@ -211,7 +225,7 @@ def run(
     observation: Observation,
     *,
     rng: torch.Generator,
-    progress: Callable[[Any], None] | None = None,
+    progress: Callable[[Any, int], None] | None = None,
 ) -> Separation:
     """All steps of a scheme, until it is done or has converged; `objective` is (iteration, ...). Raises Divergence."""
     state = scheme.init(observation, rng=rng)
@@ -225,7 +239,7 @@ def run(
                 state.partial,
             )
         if progress is not None:
-            progress(state)
+            progress(state, scheme.iterations)
         if scheme.tolerance is not None and converged(objective, scheme.tolerance, observation):
             break
     found = scheme.finish(observation, state, rng=rng)

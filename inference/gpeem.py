@@ -89,7 +89,7 @@ class GPEEM(PEEM):
 
     def log_joint(self, observation: Observation, state: GPEEMState) -> Tensor:  # type: ignore[override]
         """log p(x_n, z_n, g_n)."""
-        return self.joint(observation, state).log_density(state.y)[0]
+        return self.joint(observation, state).frames_log_density(state.y)[0]
 
     def joint(self, observation: Observation, state: GPEEMState) -> "GainTarget":
         """p(x, z, g) at the present W, H and pi, of y."""
@@ -115,18 +115,27 @@ class GainTarget:
     collapsed: CollapsedTarget
     shape: float
     rate: float
-    event_dim: int = 1
+
+    @property
+    def event_dim(self) -> int:
+        return self.collapsed.event_dim
 
     def log_density(
         self, y: Float[Tensor, "*batch frame latent_and_gain"]
     ) -> Float[Tensor, "*batch frame"]:
         """For y (chain, ..., frame, latent + 1)."""
+        return self.collapsed.of_event(self.frames_log_density(y))
+
+    def frames_log_density(
+        self, y: Float[Tensor, "*batch frame latent_and_gain"]
+    ) -> Float[Tensor, "*batch frame"]:
+        """Every frame's part of it."""
         z, log_g = y[..., :-1], y[..., -1]
         a, b, g = self.shape, self.rate, log_g.exp()
         log_prior = (a - 1) * log_g - b * g + a * math.log(b) - math.lgamma(a)
         collapsed = self.collapsed
         log_variance = collapsed.prior.log_variance(z, collapsed.lips)
         log_variance = zero_where_idle(log_variance, collapsed.mixing_weight)
-        joint = collapsed.component_prior.log_prob(z)
+        joint = collapsed.component_log_prior(z)
         joint = joint + collapsed.component_log_likelihood(log_variance, g)
         return torch.logsumexp(joint, dim=0) + log_prior

@@ -85,15 +85,33 @@ def guessed_gain(guess: Guess, prior: SpeechPrior, lips: Tensor | None) -> Power
 
     S_k is speech as component k decodes it, through the level and the response that the guide believes, N its noise.
     """
-    mean, r = guess.codes.mean, guess.responsibilities
+    S = guessed_speech(guess, prior, lips)
+    gain = S / (S + guess.log_noise.mean.exp())
+    return (guess.responsibilities[..., None] * gain).sum(0)
+
+
+def guessed_filters(
+    guess: Guess, prior: SpeechPrior, lips: Tensor | None
+) -> Float[Tensor, "*utterance speaker_and_noise frame freq"]:
+    """The same where several speak, of every speaker and, last, of noise: S_j and N over their sum, in which each
+    speaker has S_j = sum_k r_jk S_jk. They sum to one.
+    """
+    S = (guess.responsibilities[..., None] * guessed_speech(guess, prior, lips)).sum(0)
+    parts = torch.cat([S, guess.log_noise.mean.exp()[..., None, :, :]], -3)
+    return parts / parts.sum(-3, keepdim=True)
+
+
+def guessed_speech(
+    guess: Guess, prior: SpeechPrior, lips: Tensor | None
+) -> Float[Tensor, "component *utterance frame freq"]:
+    """S_k, speech's variance at the means of q."""
+    mean = guess.codes.mean
     log_sigma = prior.log_variance(mean, lips)
     basis = response_basis(guess.response.mean.shape[-1], log_sigma.shape[-1], mean)
     level = (guess.log_gain.mean + guess.response.mean @ basis[1:])[..., None, :]
     S = (log_sigma + level).exp()
-    gain = S / (S + guess.log_noise.mean.exp())
-    if len(gain) > 1:  # of decoder k only the code of component k
-        gain = torch.diagonal(gain).movedim(-1, 0)[None]
-    return (r[..., None] * gain[0]).sum(0)
+    # of decoder k only the code of component k
+    return S[0] if len(S) == 1 else torch.diagonal(S).movedim(-1, 0)
 
 
 def lengthened(old: Guess, new: Guess, known: int) -> Guess:

@@ -10,7 +10,11 @@ the guide knows what speech in noise is like, and has never heard this noise. Sp
 
     s_n = G_guide^v G_model^(1-v) x_n,   with `filter_share` v
 
-(a logarithmic opinion pool of the two [Genest and Zidek 1986]). When to use it: the default of `enhance` where the
+(a logarithmic opinion pool of the two [Genest and Zidek 1986]). The posterior of speech is pooled draw by draw: what
+the model calls the variance of x, V = V_s + V_b, stays, and G^v_guide G^(1-v) of it, in place of G = V_s / V, is
+speech's. So its bands have the model's doubt of the codes, and that of a Wiener filter; not the guide's, nor that of
+the noise. It is no posterior of one program: how often its bands hold the truth is a measurement (docs/RESULTS.md,
+"Uncertainty"). When to use it: the default of `enhance` where the
 prior has a guide. Where there is none `otherwise` runs: `ldem`.
 """
 
@@ -24,7 +28,7 @@ from pyro_avse.inference.guess import guessed_gain
 from pyro_avse.inference.ldem import LDEM
 from pyro_avse.inference.monte_carlo import MCEMState
 from pyro_avse.inference.run import unchecked
-from pyro_avse.typing import InputError, Separation
+from pyro_avse.typing import InputError, Power, Separation, SpeechPosterior
 
 
 @dataclass(frozen=True)
@@ -75,4 +79,12 @@ class Guided(LDEM):
         model = found.speech.abs() / observation.power.sqrt().clamp_min(least)
         guide = guessed_gain(guess, observation.prior, observation.v)
         gain = guide.pow(self.filter_share) * model.pow(1 - self.filter_share)
-        return replace(found, speech=gain * x)
+        posterior = found.posterior and pooled(found.posterior, guide, self.filter_share)
+        return replace(found, speech=gain * x, posterior=posterior)
+
+
+def pooled(posterior: SpeechPosterior, guide: Power, share: float) -> SpeechPosterior:
+    """Every draw's gain G becomes `guide`^share G^(1 - share), of the same V = V_s + V_b."""
+    V = posterior.speech_variance + posterior.noise_variance
+    gain = guide.pow(share) * (posterior.speech_variance / V).pow(1 - share)
+    return replace(posterior, speech_variance=gain * V, noise_variance=(1 - gain) * V)

@@ -97,5 +97,5 @@ class SmoothTarget:
         mask = self.mask
         both = None if mask is None else mask[..., 1:] & mask[..., :-1]
         variation = z.diff(dim=-2).abs().sum(-1)
-        density = sum_of_frames(self.collapsed.log_density(z), mask)
+        density = sum_of_frames(self.collapsed.frames_log_density(z), mask)
         return density - self.weight * sum_of_frames(variation, both)

@@ -116,9 +116,14 @@ def mcem_update_gain(
     gain: Gain,
     *,
     exponent: float = 0.5,
+    others: Draws | None = None,
 ) -> Gain:
-    """g_n <- g_n * [sum_f |x|^2 sum_rk w sigma V^-2 / sum_f sum_rk w sigma V^-1]^exponent. Slides S19"""
-    inverse = _mixture_variance(sigma, W, H, gain).reciprocal()
+    """g_n <- g_n * [sum_f |x|^2 sum_rk w sigma V^-2 / sum_f sum_rk w sigma V^-1]^exponent. Slides S19
+
+    `others`: what else V has, the other speakers' variance.
+    """
+    V = _mixture_variance(sigma, W, H, gain)
+    inverse = (V if others is None else V + others).reciprocal()
     share = sigma * inverse
     down = average(share, weights).sum(-1)
     up = (power * average(share.mul_(inverse), weights)).sum(-1)
@@ -135,13 +140,16 @@ def mcem_update_level(
     response: Response | None,
     *,
     mask: FrameMask | None = None,
+    others: Draws | None = None,
 ) -> tuple[Gain, Response | None]:
     """One gain for the recording, and the terms of its microphone's response, under their priors: see above.
 
     With a flat prior and no response g moves by sqrt(sum_f up / sum_f down), S19's step for all frames together.
+    `others`: what else V has, the other speakers' variance.
     """
     speech = gain[..., None] * sigma
-    inverse = (speech + nmf_noise_variance(W, H)).reciprocal_()
+    V = speech + nmf_noise_variance(W, H)
+    inverse = (V if others is None else V + others).reciprocal_()
     share = speech.mul_(inverse)
     down, up = average(share, weights), power * average(share * inverse, weights)
     down, up = (

@@ -69,6 +69,7 @@ class MCEM(EM):
     """
 
     name: ClassVar[str] = "mcem"
+    of_paths: ClassVar[bool] = True
     kernel: Kernel = field(default_factory=RandomWalk)
     iterations: int = 12
     warmup: int = 30

@@ -40,6 +40,7 @@ from pyro_avse.typing import (
     Responsibilities,
     Separation,
     Spectrum,
+    SpeechPosterior,
     SpeechPrior,
 )
 
@@ -135,8 +136,8 @@ class CollapsedMeanFieldTarget(Collapsed):
     lips: Tensor | None
     second_moment: Power
     mixing_weight: MixingWeight
-    event_dim: int = 1
     proposal: Independent | None = None
+    mask: FrameMask | None = None
 
     @property
     def heard(self) -> Power:
@@ -174,11 +175,12 @@ class VEMState(EMState):
 
 
 def mean_field_separation(observation: Observation, state: VEMState) -> Separation:
-    """(45), by the draws of the last E-step."""
+    """(45), by the draws of the last E-step; the posterior of speech is r(s), one Gaussian (35)."""
     W, H = state.dictionary, state.activations
+    noise, sure = nmf_noise_variance(W, H), torch.ones_like(observation.power[..., 0])
     assert state.target is not None
     return Separation(
-        speech=averaged_wiener_filter(observation.x, state.gamma, nmf_noise_variance(W, H)),
+        speech=averaged_wiener_filter(observation.x, state.gamma, noise),
         responsibilities=state.responsibilities,
         mixing_weight=state.mixing_weight,
         dictionary=W,
@@ -188,6 +190,9 @@ def mean_field_separation(observation: Observation, state: VEMState) -> Separati
         target=state.target,
         chains=state.chains,
         chains_disagree=None if state.chains is None else chains_disagree(state.chains),
+        posterior=SpeechPosterior(
+            observation.x, state.gamma[None, None], noise[None, None], sure[None, None]
+        ),
     )
 
 

@@ -32,10 +32,19 @@ from pyro_avse.inference.em import EMState, Observation, encode, frame_weight, n
 from pyro_avse.inference.guess import guessed_level
 from pyro_avse.inference.independence import guide_proposal
 from pyro_avse.inference.m_step import Response, m_step
+from pyro_avse.inference.nmf import Activations, Dictionary
 from pyro_avse.inference.target import CollapsedTarget
 from pyro_avse.inference.wiener import Draws, Gain, Weights, monte_carlo_wiener
 from pyro_avse.models.nmf_noise import NoiseModel, nmf_noise_variance, response_basis
-from pyro_avse.typing import Chains, Kernel, Power, Separation, Target
+from pyro_avse.typing import (
+    Chains,
+    Kernel,
+    Power,
+    Separation,
+    Spectrum,
+    SpeechPosterior,
+    Target,
+)
 
 FEWEST = 5
 """Draws of a chain from which its entropy is estimated."""
@@ -126,6 +135,7 @@ def posterior(observation: Observation, state: MCState) -> CollapsedTarget:
         frame_weight(observation, state.mixing_weight),
         state.gain,
         state.log_response,
+        mask=observation.mask,
     )
 
 
@@ -224,14 +234,29 @@ def maximise(scheme: HasTheta, observation: Observation, state: S, drawn: Drawn)
     )
 
 
+def speech_posterior(
+    mixture: Spectrum,
+    sigma: Draws,
+    weights: Weights,
+    W: Dictionary,
+    H: Activations,
+    gain: Gain,
+    *,
+    of_recording: bool = False,
+) -> SpeechPosterior:
+    """The mixture whose mean is S20's estimate, noise held."""
+    speech, noise = gain[..., None] * sigma, nmf_noise_variance(W, H)[None, None]
+    return SpeechPosterior(mixture, speech, noise, weights, of_recording)
+
+
 def separation(
     scheme: HasTheta, observation: Observation, state: MCState, drawn: Drawn
 ) -> Separation:
     """S20 at the draws, and theta, of a state."""
     W, H, g = state.dictionary, state.activations, state.gain
-    sigma = state.heard(drawn.sigma)
+    heard = (observation.x, state.heard(drawn.sigma), drawn.weights, W, H, g)
     return Separation(
-        speech=monte_carlo_wiener(observation.x, sigma, drawn.weights, W, H, g),
+        speech=monte_carlo_wiener(*heard),
         responsibilities=state.responsibilities,
         mixing_weight=state.mixing_weight,
         dictionary=W,
@@ -243,4 +268,9 @@ def separation(
         gain=None if scheme.noise.gain == "none" else g,
         log_response=state.log_response,
         chains_disagree=None if drawn.chains is None else chains_disagree(drawn.chains),
+        posterior=(
+            None
+            if drawn.sigma.shape[1] == 1
+            else speech_posterior(*heard, of_recording=drawn.target.event_dim == 2)
+        ),
     )

@@ -25,7 +25,7 @@ from pyro.infer import mcmc
 from torch import Tensor
 
 from pyro_avse.inference.mcem import MCEM
-from pyro_avse.inference.monte_carlo import chains_disagree, weighted_draws
+from pyro_avse.inference.monte_carlo import chains_disagree, speech_posterior, weighted_draws
 from pyro_avse.inference.run import stop_if_diverged, sum_of_frames
 from pyro_avse.inference.settings import check_settings
 from pyro_avse.inference.target import CollapsedTarget
@@ -143,7 +143,7 @@ class NUTS:
         sigma, w = weighted_draws(target, draws.flatten(0, 1))
         return replace(
             held,
-            speech=held_filter(mixture, held, sigma, w),
+            **held_filter(mixture, held, sigma, w),
             responsibilities=w.sum(1),
             objective=sum_of_frames(log_density.mean(0), mask),
             z=state.z,
@@ -152,12 +152,15 @@ class NUTS:
         )
 
 
-def held_filter(mixture: Spectrum, held: Separation, sigma: Draws, weights: Weights) -> Spectrum:
-    """S20 at draws of z, with the W, H, g and c that MCEM found."""
+def held_filter(
+    mixture: Spectrum, held: Separation, sigma: Draws, weights: Weights
+) -> dict[str, Any]:
+    """`speech`, S20, and its `posterior` at draws of z, with the W, H, g and c that MCEM found."""
     g = torch.ones_like(held.activations[..., 0]) if held.gain is None else held.gain
     if held.log_response is not None:
         sigma = sigma * held.log_response.exp()[..., None, :]
-    return monte_carlo_wiener(mixture, sigma, weights, held.dictionary, held.activations, g)
+    heard = (mixture, sigma, weights, held.dictionary, held.activations, g)
+    return {"speech": monte_carlo_wiener(*heard), "posterior": speech_posterior(*heard)}
 
 
 def held_programs(

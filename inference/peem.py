@@ -58,7 +58,9 @@ class PEEM(EM):
     """
 
     name: ClassVar[str] = "peem"
+    of_paths: ClassVar[bool] = True
     cure: ClassVar[str] = "take a smaller learning_rate"
+    has_draws: ClassVar[bool] = False
     iterations: int = 12
     steps: int = 10
     learning_rate: float = 0.05
@@ -101,7 +103,7 @@ class PEEM(EM):
 
     def log_joint(self, observation: Observation, state: PEEMState) -> Tensor:
         """log p(x_n, z_n)."""
-        return posterior(observation, state).log_density(state.z)[0]
+        return posterior(observation, state).frames_log_density(state.z)[0]
 
     @unchecked
     def finish(

@@ -5,7 +5,8 @@ Here is what the targets share, alpha_n summed out of any likelihood (`Collapsed
     CollapsedTarget   p(z_n | x_n): s_n integrated out too. Slides S17, S18
 
 The variational schemes' targets, under r(s), are in mean_field.py. All are equal to what Pyro makes of
-`models/noisy_speech.py`; the tests show it.
+`models/noisy_speech.py`; the tests show it. Where the prior couples frames (`SequencePrior`) sums are an
+utterance's.
 """
 
 import math
@@ -20,13 +21,16 @@ from pyro.distributions import Independent
 from torch import Tensor
 
 from pyro_avse.distributions import align_components, unchecked_normal
+from pyro_avse.inference.run import sum_of_frames
 from pyro_avse.typing import (
     Codes,
+    FrameMask,
     InputError,
     MixingWeight,
     Power,
     SpeechPrior,
     Target,
+    couples_frames,
 )
 
 LogVariance = Float[Tensor, "component *batch frame freq"]
@@ -47,11 +51,19 @@ class Collapsed(ABC):
 
     A subclass is a frozen dataclass that says what l_k is: `component_log_likelihood`, and `with_slope`, its derivative
     in log sigma_k besides. `mixing_weight`, pi, may have a frame axis, (component, ..., frame).
+
+    Where the prior couples frames, p(z_n|k) is p(z_n | z_<n, k), and the utterance is one event: densities are sums
+    over the frames that `mask` keeps.
     """
 
     prior: SpeechPrior
     lips: Tensor | None
     mixing_weight: MixingWeight
+    mask: FrameMask | None
+
+    @property
+    def event_dim(self) -> int:
+        return 2 if couples_frames(self.prior) else 1
 
     @property
     @abstractmethod
@@ -78,17 +90,34 @@ class Collapsed(ABC):
 
     @cached_property
     def gaussian(self) -> Independent | None:
-        """p(z_n) where the prior has one component; None where it is a mixture."""
-        return single_component(self.components)
+        """p(z_n) where the prior has one component and is no process in time; else None."""
+        return single_component(self.components) if hasattr(self.prior, "latent_prior") else None
 
     def log_density(self, z: Codes) -> Float[Tensor, "*batch frame"]:
-        """For codes (chain, ..., frame, latent)."""
+        """For codes (chain, ..., frame, latent): (chain, ..., frame), or (chain, ...) where frames are coupled."""
+        return self.of_event(self.frames_log_density(z))
+
+    def frames_log_density(self, z: Codes) -> Float[Tensor, "*batch frame"]:
+        """Every frame's part of it."""
         return log_sum_of_components(self.component_log_joint(z))
+
+    def of_event(self, frames: Float[Tensor, "*batch frame"]) -> Float[Tensor, "*batch frame"]:
+        """What frames have, summed where the utterance is one event."""
+        return frames if self.event_dim == 1 else sum_of_frames(frames, self.mask)
 
     def log_likelihood(self, z: Codes) -> Float[Tensor, "*batch frame"]:
         """log l(z_n) where the prior has one component. Raises InputError for a mixture."""
-        require(self, "gaussian", kernel="log_likelihood")  # type: ignore[arg-type]
-        return self.component_log_likelihood(self.prior.log_variance(z, self.lips))[0]
+        require(self, "gaussian", kernel="log_likelihood")
+        log_variance = self.prior.log_variance(z, self.lips)
+        return self.of_event(self.component_log_likelihood(log_variance)[0])
+
+    def component_log_prior(self, z: Codes) -> PerComponent:
+        """log pi_k p(z_n | k)."""
+        if self.event_dim == 1:
+            return self.component_prior.log_prob(z)
+        prior: Any = self.prior
+        log_prior: Tensor = prior.log_prior(z, self.lips)
+        return log_prior + _align_weight(self.mixing_weight, log_prior.dim()).log()
 
     def component_log_joint(self, z: Codes, log_variance: Tensor | None = None) -> PerComponent:
         """log of the k-th term of the sum; `log_variance` saves decoding z again."""
@@ -96,7 +125,7 @@ class Collapsed(ABC):
             log_variance = self.prior.log_variance(z, self.lips)
         log_variance = zero_where_idle(log_variance, self.mixing_weight)
         log_likelihood = self.component_log_likelihood(log_variance)
-        return self.component_prior.log_prob(z) + log_likelihood
+        return self.component_log_prior(z) + log_likelihood
 
     def value_and_grad(self, z: Codes) -> tuple[Float[Tensor, "*batch frame"], Codes]:
         """log sum_k exp J_k(z), J_k the k-th log joint, and its gradient, with one pass back through the decoders.
@@ -104,6 +133,8 @@ class Collapsed(ABC):
         The gradient is sum_k rho_k dJ_k/dz, rho = softmax_k J_k, and dJ_k/dz is the prior's score plus
         (d log sigma_k/dz) slope_k.
         """
+        if self.event_dim == 2:
+            return self._value_and_grad_of_paths(z)
         z, decoded = decode_with_graph(self, z)
         with torch.no_grad():
             log_variance = zero_where_idle(decoded.detach(), self.mixing_weight)
@@ -118,6 +149,26 @@ class Collapsed(ABC):
             score = score.sum(0)
         return value, gradient_in_codes(z, decoded, slope) + score
 
+    def _value_and_grad_of_paths(self, z: Codes) -> tuple[Float[Tensor, "*batch"], Codes]:
+        """The same where frames are coupled: sum_n sum_k rho_nk dJ_nk/dz, through prior and decoders."""
+        z, decoded = decode_with_graph(self, z)
+        with torch.enable_grad():
+            log_prior = self.component_log_prior(z)
+        with torch.no_grad():
+            log_variance = zero_where_idle(decoded.detach(), self.mixing_weight)
+            log_likelihood, slope = self.with_slope(log_variance)
+            log_joint = log_prior + log_likelihood
+            frames = log_sum_of_components(log_joint)
+            rho = (log_joint - frames).exp()
+            if self.mask is not None:
+                rho = torch.where(self.mask, rho, 0)
+            weight = rho if len(slope) > 1 else rho.sum(0, keepdim=True)
+            slope = torch.where(weight[..., None] > 0, weight[..., None] * slope, 0)
+        with torch.enable_grad():
+            inner = torch.dot(slope.flatten(), decoded.flatten())
+            inner = inner + torch.where(rho > 0, rho * log_prior, 0).sum()
+        return self.of_event(frames), torch.autograd.grad(inner, z)[0]
+
 
 @dataclass(frozen=True)
 class CollapsedTarget(Collapsed):
@@ -130,6 +181,7 @@ class CollapsedTarget(Collapsed):
         gain: g_n > 0, by which speech's variance is louder than in training; None is 1.
         log_response: log c_f, a microphone's response unlike those of training: sigma_k becomes c sigma_k; None is 0.
         proposal: as in `MeanFieldTarget`.
+        mask: (..., frame), False where padding is; needed only where the prior couples frames.
     """
 
     prior: SpeechPrior
@@ -139,8 +191,8 @@ class CollapsedTarget(Collapsed):
     mixing_weight: MixingWeight
     gain: Float[Tensor, "*utterance frame"] | None = None
     log_response: Float[Tensor, "*utterance freq"] | None = None
-    event_dim: int = 1
     proposal: Independent | None = None
+    mask: FrameMask | None = None
 
     @property
     def heard(self) -> Power:

@@ -68,15 +68,9 @@ class Ear(nn.Module):
         followed = follow_floor(log_power, log_power[..., 0, :])[0] if self.causal else None
         floor = steady_floor(log_power, mask) if followed is None else followed
         y = self.frames(log_power, floor, seen, lips_mask)
-        *utterances, N, _ = y.shape
-        flat = y.reshape(-1, N, y.shape[-1])
+        h = run_gru(self.gru, y, mask)
         if mask is None:
-            h = self.gru(flat)[0].reshape(*utterances, N, -1)
             return h, h.mean(-2), floor
-        lengths = mask.reshape(-1, N).sum(-1).cpu()
-        packed = pack_padded_sequence(flat, lengths, batch_first=True, enforce_sorted=False)
-        h, _ = pad_packed_sequence(self.gru(packed)[0], batch_first=True, total_length=N)
-        h = h.reshape(*utterances, N, -1)
         total = torch.where(mask[..., None], h, 0).sum(-2)
         return h, total / mask.sum(-1, keepdim=True), floor
 
@@ -113,3 +107,17 @@ class Ear(nn.Module):
             else:
                 y = y + torch.where(lips_mask[..., None], self.lips(seen), self.absent)
         return torch.relu(self.norm(y))
+
+
+def run_gru(
+    gru: nn.GRU, y: Float[Tensor, "*utterance frame in"], mask: FrameMask | None
+) -> Float[Tensor, "*utterance frame out"]:
+    """A GRU over the frames of every utterance; both ways, it turns round where padding begins."""
+    *utterances, N, _ = y.shape
+    flat = y.reshape(-1, N, y.shape[-1])
+    if mask is None:
+        return gru(flat)[0].reshape(*utterances, N, -1)
+    lengths = mask.reshape(-1, N).sum(-1).cpu()
+    packed = pack_padded_sequence(flat, lengths, batch_first=True, enforce_sorted=False)
+    h, _ = pad_packed_sequence(gru(packed)[0], batch_first=True, total_length=N)
+    return h.reshape(*utterances, N, -1)

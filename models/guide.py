@@ -98,17 +98,17 @@ class NoisyGuide(nn.Module):
         K, L = self.num_components, self.latent_dim
         mean, scale = self.codes(h).unflatten(-1, (2, K, L)).movedim((-3, -2), (0, 1))
         level, level_scale = self.level(summary).chunk(2, -1)
-        level_scale = _positive(level_scale)
+        level_scale = positive(level_scale)
         noise, noise_scale = (
             part @ response_basis(part.shape[-1] - 1, self.num_freqs, h)
             for part in self.noise(h).split((1 + NOISE_TERMS, 1 + SCALE_TERMS), -1)
         )
         return Guess(
-            codes=unchecked_normal(mean, _positive(scale)),
+            codes=unchecked_normal(mean, positive(scale)),
             responsibilities=torch.softmax(self.component(h), -1).movedim(-1, 0),
             log_gain=unchecked_normal(level[..., :1], level_scale[..., :1]),
             response=unchecked_normal(level[..., 1:], level_scale[..., 1:]),
-            log_noise=unchecked_normal(log_floor + noise, _positive(1 + noise_scale)),
+            log_noise=unchecked_normal(log_floor + noise, positive(1 + noise_scale)),
         )
 
     def guide(
@@ -141,5 +141,5 @@ def _apart(normal: Independent) -> Independent:
     return unchecked_normal(normal.mean[:, None], normal.stddev[:, None])
 
 
-def _positive(x: Tensor) -> Tensor:
+def positive(x: Tensor) -> Tensor:
     return nn.functional.softplus(x) + LEAST_SCALE

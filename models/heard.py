@@ -11,7 +11,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pyro_avse.typing import Codes
+from pyro_avse.typing import Codes, FrameMask, Power
 
 
 class HeardThrough(nn.Module):
@@ -34,6 +34,10 @@ class HeardThrough(nn.Module):
             return super().__getattr__(name)
         except AttributeError:
             return getattr(super().__getattr__("prior"), name)
+
+    def within(self, *, mask: FrameMask | None = None, past: Power | None = None) -> "HeardThrough":
+        """`SequencePrior.within`, heard through the same filter."""
+        return HeardThrough(self.prior.within(mask=mask, past=past), self.log_response)
 
     def log_variance(
         self, z: Codes, lips: Tensor | None

@@ -114,11 +114,14 @@ def select_component(components: Tensor, alpha: Tensor) -> Tensor:
 
     Args:
         components: (component, ..., frame | 1, event).
-        alpha: (..., frame), or (component, 1, ..., 1) when Pyro enumerates it.
+        alpha: (..., frame), or (component, 1, ..., 1) when Pyro enumerates it, with an axis of one more for every
+            variable that it enumerated before.
 
     Returns:
         (..., frame, event), or (component, ..., frame, event).
     """
-    if alpha.dim() == components.dim() - 1:  # enumerated
-        return components.index_select(0, alpha.flatten())
+    before = alpha.dim() - components.dim() + 1
+    if before >= 0:  # enumerated
+        chosen = components.index_select(0, alpha.flatten())
+        return chosen.reshape(len(chosen), *[1] * before, *chosen.shape[1:])
     return torch.take_along_dim(components, alpha[None, ..., None], dim=0)[0]

@@ -1,13 +1,13 @@
-"""VAE-MM: a mixture of a trained A-VAE and a trained AV-VAE. Slides S21-S27
+"""VAE-MM: a mixture of whole trained models; in the paper an A-VAE and an AV-VAE. Slides S21-S27
 
 Generative story, for each frame n:
 
-    alpha_n ~ Cat(pi, 1 - pi)                                   component 0 is audio: alpha_n = 1 of S21
-    z_n | alpha_n ~ N(0, I) or N(mu(v_n), diag sigma(v_n))      A-VAE's prior (2), or its learned one; AV-VAE's (8)
-    s_n | z_n, alpha_n ~ N_c(0, diag sigma_k(z_n, v_n))         A-VAE's decoder (1), AV-VAE's (7): S21
+    alpha_n ~ Cat(pi)                              component 0 is audio: alpha_n = 1 of S21
+    z_n | alpha_n ~ N(mu_k, diag sigma_k)          N(0, I) or learned (A-VAE, V-VAE): (2), (10); mu(v_n) of AV-VAE: (8)
+    s_n | z_n, alpha_n ~ N_c(0, diag sigma_k(z_n, v_n))    each model's own decoder (1), (7): S21
 
-Each component keeps its own decoder, so where the lips are bad r(alpha_n) leaves the audio-visual one. Nothing is
-trained here: both networks come from weight files, pi is even, and enhancement learns it for each recording. `model`
+Each component keeps its own decoder, so where the lips are bad r(alpha_n) leaves those that look at them. Nothing is
+trained here: the networks come from weight files, pi is even, and enhancement learns it for each recording. `model`
 and `guide` are a Pyro pair all the same, alpha_n enumerated, with r(alpha_n) as in MIN-VAE.
 """
 
@@ -22,48 +22,89 @@ from torch import Tensor, nn
 from pyro_avse.distributions import ComplexNormal
 from pyro_avse.models.a_vae import AVAE
 from pyro_avse.models.av_vae import AVVAE
+from pyro_avse.models.min_vae_v3 import MINVAEv3
 from pyro_avse.models.mixture import (
     component_negative_elbo,
     select_component,
     update_responsibilities,
 )
-from pyro_avse.typing import Codes, InputError, Power
+from pyro_avse.models.v_vae import VVAE
+from pyro_avse.typing import JSON, Codes, InputError, Power
+
+PARTS: dict[str, type[nn.Module]] = {
+    "a_vae": AVAE,
+    "v_vae": VVAE,
+    "av_vae": AVVAE,
+    "min_vae_v3": MINVAEv3,
+}
+"""What a component may be, by its name in MODELS: the models of one component."""
+PAIR = {"audio": "a_vae", "audio_visual": "av_vae"}
+"""The paper's components."""
 
 
 class VAEMM(nn.Module):
-    """The mixture of an A-VAE and an AV-VAE: S21 as `model`, their encoders as `guide`.
+    """A mixture of trained models: S21 as `model`, their encoders as `guide`.
 
     Args:
-        audio: options of the `AVAE`.
-        audio_visual: options of the `AVVAE`.
+        components: {name: {"model": a name of `PARTS`, and that model's options}}, in the order of alpha_n's values;
+            None: an A-VAE named audio and an AV-VAE named audio_visual.
+        audio: options of that A-VAE, where `components` is None.
+        audio_visual: options of that AV-VAE.
 
     Raises:
-        InputError: the two differ in frequencies or in the size of z.
+        InputError: fewer than two components; names, models or options that are none; components that differ in
+            frequencies or in the size of z; one that needs no lips behind one that does.
     """
 
-    num_components = 2
-    uses_lips = True
-    requires_lips = False
-    components_see: tuple[bool, ...] = (False, True)
     mixing_weight: Tensor
 
     def __init__(
-        self, *, audio: dict[str, Any] | None = None, audio_visual: dict[str, Any] | None = None
+        self,
+        components: dict[str, JSON] | None = None,
+        *,
+        audio: JSON | None = None,
+        audio_visual: JSON | None = None,
     ) -> None:
         super().__init__()
-        self.audio, self.audio_visual = AVAE(**(audio or {})), AVVAE(**(audio_visual or {}))
-        for size in ("num_freqs", "latent_dim"):
-            a, v = getattr(self.audio, size), getattr(self.audio_visual, size)
-            if a != v:
-                raise InputError(f"{size} is {a} in audio and {v} in audio_visual: take one size")
-        self.num_freqs, self.latent_dim = self.audio.num_freqs, self.audio.latent_dim
-        self.options = {"audio": self.audio.options, "audio_visual": self.audio_visual.options}
-        self.register_buffer("mixing_weight", torch.full((2,), 0.5))
+        if components is None:
+            own = {"audio": audio or {}, "audio_visual": audio_visual or {}}
+            components = {name: {"model": PAIR[name], **own[name]} for name in PAIR}
+        elif audio or audio_visual:
+            raise InputError("audio and audio_visual stand beside components: put them in there")
+        if len(components) < 2:
+            raise InputError(f"a mixture of {len(components)}: name two components or more")
+        first, options = next(iter(components)), {}
+        for name, table in components.items():
+            if not name.isidentifier() or hasattr(self, name):
+                raise InputError(f"a component is named {name!r}: take another word")
+            part: Any = _part(name, table)
+            self.add_module(name, part)
+            options[name] = {"model": table["model"], **part.options}
+            for size in ("num_freqs", "latent_dim"):
+                a, v = getattr(self.parts[0], size), getattr(part, size)
+                if a != v:
+                    raise InputError(f"{size} is {a} in {first} and {v} in {name}: take one size")
+            if self.parts[0].requires_lips and not part.requires_lips:
+                raise InputError(f"{name} needs no lips and stands behind {first}: name it first")
+        self.options = {"components": options}
+        if {name: table["model"] for name, table in options.items()} == PAIR:
+            self.options = {name: getattr(self, name).options for name in PAIR}
+        parts = self.parts
+        self.num_freqs, self.latent_dim = parts[0].num_freqs, parts[0].latent_dim
+        self.num_components, self.requires_lips = len(parts), parts[0].requires_lips
+        self.uses_lips = any(part.uses_lips for part in parts)
+        self.components_see: tuple[bool, ...] = tuple(part.components_see[0] for part in parts)
+        self.register_buffer("mixing_weight", torch.full((len(parts),), 1 / len(parts)))
 
     @property
-    def without_lips(self) -> AVAE:
-        """What enhances where there are no lips at all: r(alpha_n) held at audio."""
-        return self.audio
+    def parts(self) -> list[Any]:
+        """The models, in the order of alpha_n's values."""
+        return list(self.children())
+
+    @property
+    def without_lips(self) -> Any:
+        """What enhances where there are no lips at all: r(alpha_n) held at component 0, which is audio."""
+        return self.parts[0] if self.uses_lips and not self.requires_lips else self
 
     def model(
         self,
@@ -102,26 +143,51 @@ class VAEMM(nn.Module):
             mean, scale = (select_component(p, alpha) for p in (q.mean, q.base_dist.scale))
             pyro.sample("z", Normal(mean, scale).to_event(1))  # (3), S14
 
-    def visual_features(self, lips: Tensor | None) -> Tensor:
-        """AV-VAE's v_n, (..., frame, embedding), which every method takes in place of the pictures."""
-        return self.audio_visual.visual_features(lips)
+    def visual_features(self, lips: Tensor | None) -> Tensor | None:
+        """v_n of the components that look at the lips, side by side, (..., frame, feature).
+
+        Every method takes it in place of the pictures, but for `encode` and `initial_codes` of what has a V-VAE in it.
+        """
+        looking = [part for part in self.parts if part.components_see[0]]
+        return torch.cat([p.visual_features(lips) for p in looking], -1) if looking else lips
+
+    def _shown(self, lips: Tensor | None) -> list[Tensor | None]:
+        """What each component is shown: the pictures, or its own of the features."""
+        if lips is None or lips.shape[-2:] == (67, 67):
+            return [lips] * len(self.parts)
+        sizes = [p.options["embedding"] if p.components_see[0] else 0 for p in self.parts]
+        return list(lips.split(sizes, -1))
 
     def latent_prior(self, lips: Tensor | None) -> Independent:
-        """A-VAE's prior and p(z_n | v_n): batch (2, ..., frame)."""
-        return stacked(self.audio.latent_prior(None), self.audio_visual.latent_prior(lips))
+        """p(z_n | k, v_n), each component's own: batch (component, ..., frame)."""
+        own = zip(self.parts, self._shown(lips), strict=True)
+        return stacked(*(part.latent_prior(v) for part, v in own))
 
     def encode(self, power: Power, lips: Tensor | None) -> Independent:
-        """q(z_n | s_n) and q(z_n | s_n, v_n): batch (2, ..., frame)."""
-        return stacked(self.audio.encode(power, None), self.audio_visual.encode(power, lips))
+        """q(z_n | s_n), q(z_n | v_n) or q(z_n | s_n, v_n): batch (component, ..., frame)."""
+        own = zip(self.parts, self._shown(lips), strict=True)
+        return stacked(*(part.encode(power, v) for part, v in own))
 
     def initial_codes(self, power: Power, lips: Tensor | None) -> Codes:
         """Each component's own start, weighted by pi."""
-        codes = self.audio.initial_codes(power, None), self.audio_visual.initial_codes(power, lips)
-        return torch.tensordot(self.mixing_weight, torch.stack(codes), 1)
+        own = zip(self.parts, self._shown(lips), strict=True)
+        codes = torch.stack([part.initial_codes(power, v) for part, v in own])
+        return torch.tensordot(self.mixing_weight, codes, 1)
 
-    def log_variance(self, z: Codes, lips: Tensor | None) -> Float[Tensor, "2 *batch frame freq"]:
-        a, v = self.audio.log_variance(z, None), self.audio_visual.log_variance(z, lips)
-        return torch.cat([a, v])
+    def log_variance(
+        self, z: Codes, lips: Tensor | None
+    ) -> Float[Tensor, "component *batch frame freq"]:
+        own = zip(self.parts, self._shown(lips), strict=True)
+        return torch.cat([part.log_variance(z, v) for part, v in own])
+
+
+def _part(name: str, table: JSON) -> Any:
+    """A component of `VAEMM`'s `components`, untrained."""
+    model = table.get("model")
+    if model not in PARTS:
+        raise InputError(f"component {name} is a {model!r}: take one of {', '.join(PARTS)}")
+    options = {key: value for key, value in table.items() if key != "model"}
+    return PARTS[model](**options)
 
 
 def stacked(*parts: Independent) -> Independent:

@@ -11,7 +11,7 @@ Start reading at `pyro_avse.typing`.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pyro_avse.enhancement.enhancer import Enhanced as Enhanced
+    from pyro_avse.enhancement.enhanced import Enhanced as Enhanced
     from pyro_avse.enhancement.enhancer import Enhancer as Enhancer
     from pyro_avse.enhancement.enhancer import enhance as enhance
     from pyro_avse.enhancement.file import enhance_file as enhance_file
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
-    "Enhanced": ("enhancement.enhancer", "Enhanced"),
+    "Enhanced": ("enhancement.enhanced", "Enhanced"),
     "Enhancer": ("enhancement.enhancer", "Enhancer"),
     "InputError": ("errors", "InputError"),
     "enhance": ("enhancement.enhancer", "enhance"),

@@ -7,10 +7,12 @@ A complex coefficient s with real and imaginary parts independent and of varianc
 For m = 0 it depends on |s|^2 alone, and is an Exponential density of |s|^2 with mean sigma, divided by pi. That is why
 programs over speech may observe the magnitude |s| in place of s: a real tensor is a complex one without imaginary part.
 
-`LogStep` is how the logarithm of a noise's power moves from frame to frame.
+`Path` is a process of codes in time, as dynamical priors have it. `LogStep` is how the logarithm of a noise's power
+moves from frame to frame.
 """
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +23,7 @@ from torch import Tensor
 from torch.distributions import biject_to, constraints, transform_to
 from torch.distributions.transforms import identity_transform
 
-from pyro_avse.typing import FrameMask, MixingWeight, Responsibilities
+from pyro_avse.typing import Codes, FrameMask, MixingWeight, Responsibilities
 
 
 class _Complex(constraints.Constraint):
@@ -116,6 +118,71 @@ class ComplexNormal(TorchDistribution):  # type: ignore[misc]
     def entropy(self) -> Tensor:
         """-E log N_c = 1 + log pi + log sigma."""
         return 1 + math.log(math.pi) + self.log_variance
+
+
+Conditional = Callable[[Tensor, int, Any], tuple[Tensor, Tensor, Any]]
+"""(previous, first, memory) -> mean, scale, memory: of frames first, first + 1, ..., given the codes (..., frame,
+latent) of the frame before each (0 before the first of all), and what is remembered of earlier ones (None: nothing)."""
+
+
+class Path(TorchDistribution):  # type: ignore[misc]
+    """A process in time, p(z_1:N) = prod_n N(z_n; mean_n(z_<n), diag scale_n(z_<n)^2): the codes of an utterance.
+
+    Batch (...), event (frame, latent). Densities take all frames at once; a draw goes from frame to frame.
+
+    Args:
+        conditional: what a frame's Normal is given the frames before.
+        frames: utterances and frames, (..., frame).
+        latent_dim: L.
+        like: a tensor of the dtype and on the device wanted.
+        mask: (..., frame), False where padding adds nothing to the density.
+    """
+
+    arg_constraints: dict[str, Any] = {}  # noqa: RUF012
+    support = constraints.independent(constraints.real, 2)
+    has_rsample = True
+
+    def __init__(
+        self,
+        conditional: Conditional,
+        frames: Sequence[int],
+        latent_dim: int,
+        like: Tensor,
+        mask: FrameMask | None = None,
+    ) -> None:
+        self.conditional, self.like, self.mask = conditional, like, mask
+        *batch, num_frames = frames
+        super().__init__(torch.Size(batch), torch.Size((num_frames, latent_dim)))
+
+    def given(self, z: Codes) -> tuple[Tensor, Tensor]:
+        """Mean and scale of every frame given those before in z, (..., frame, latent)."""
+        previous = torch.nn.functional.pad(z[..., :-1, :], (0, 0, 1, 0))
+        mean, scale, _ = self.conditional(previous, 0, None)
+        return mean.expand_as(z), scale.expand_as(z)
+
+    def frames_log_prob(self, z: Codes) -> Float[Tensor, "*batch frame"]:
+        """log p(z_n | z_<n)."""
+        return unchecked_normal(*self.given(z)).log_prob(z)
+
+    def log_prob(self, z: Codes) -> Float[Tensor, "*batch"]:
+        """log p(z_1:N), padding left out."""
+        frames = self.frames_log_prob(z)
+        return (frames if self.mask is None else torch.where(self.mask, frames, 0)).sum(-1)
+
+    def of_noise(self, noise: Codes) -> tuple[Codes, Tensor, Tensor]:
+        """The path that standard normal `noise` (..., frame, latent) gives, z = mean + scale noise, mean and scale."""
+        z, memory, drawn = torch.zeros_like(noise[..., :1, :]), None, []
+        for n, e in enumerate(noise.split(1, -2)):
+            mean, scale, memory = self.conditional(z, n, memory)
+            z = mean + scale * e
+            drawn.append((z, mean.expand_as(z), scale.expand_as(z)))
+        z, mean, scale = (torch.cat(part, -2) for part in zip(*drawn, strict=True))
+        return z, mean, scale
+
+    def rsample(self, sample_shape: Any = ()) -> Codes:
+        """Draws of shape sample_shape + (..., frame, latent), by the global generator."""
+        shape = self._extended_shape(torch.Size(sample_shape))
+        return self.of_noise(torch.randn(shape, dtype=self.like.dtype, device=self.like.device))[0]
 
 
 class LogStep(TorchDistribution):  # type: ignore[misc]

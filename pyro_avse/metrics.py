@@ -5,7 +5,7 @@ A score that cannot be had is NaN and has a reason; it is never 0 and never left
 
 import math
 import warnings
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -69,6 +69,20 @@ def auc(
     order = np.unique(detector, return_inverse=True)[1] / len(detector)
     area = binary_auroc(torch.from_numpy(order), torch.from_numpy(truth.astype(np.int64)))
     return float(area), ""
+
+
+def share_without_lips(
+    responsibilities: Float[np.ndarray, "component frame"], components_see: Sequence[bool]
+) -> Float[np.ndarray, "frame"]:
+    """r(alpha_n) of all components that do not look at the lips: what says that lips are bad.
+
+    r(audio) where `components_see` is alike for all, or there are two.
+    """
+    blind = [k for k, sees in enumerate(components_see) if not sees]
+    if not 0 < len(blind) < len(components_see):
+        blind = [0]
+    share: Float[np.ndarray, frame] = responsibilities[blind].sum(0)
+    return share
 
 
 class _Missing(Exception):

@@ -8,31 +8,46 @@ from jaxtyping import Bool, Float
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 
 from pyro_avse.defaults import SAMPLE_RATE
 from pyro_avse.files import write_atomically
 
-BLUE, ORANGE, GREY = "#3366aa", "#dd7722", "#888888"
+BLUE, ORANGE, GREY, GREEN = "#3366aa", "#dd7722", "#888888", "#44cc99"
 
 
-def draw_spectrogram(axis: Axes, waveform: Float[np.ndarray, "sample"], title: str) -> None:
-    """Power in dB under the loudest bin, 70 dB down to black, 0 to 8 kHz."""
-    window = np.hanning(512)
+DEEP = 70
+"""dB under the loudest bin at which a spectrogram is black."""
+
+
+def spectral_power(waveform: Float[np.ndarray, "sample"]) -> Float[np.ndarray, "frame freq"]:
+    """|STFT|^2 of a 16 kHz waveform, 32 ms a frame, 8 ms apart."""
     padded = np.pad(waveform, (256, 256))
     frames = np.lib.stride_tricks.sliding_window_view(padded, 512)[::128]
-    power = np.abs(np.fft.rfft(frames * window)) ** 2
-    level = 10 * np.log10(power / power.max() + 1e-12)
-    axis.imshow(
+    return np.abs(np.fft.rfft(frames * np.hanning(512))) ** 2
+
+
+def draw_spectrogram(
+    axis: Axes,
+    waveform: Float[np.ndarray, "sample"],
+    title: str,
+    loudest: float | None = None,
+) -> AxesImage:
+    """Power in dB under `loudest` (None: its own loudest bin), 70 dB down to black, 0 to 8 kHz."""
+    power = spectral_power(waveform)
+    level = 10 * np.log10(power / (power.max() if loudest is None else loudest) + 1e-12)
+    image = axis.imshow(
         level.T,
         origin="lower",
         aspect="auto",
         extent=(0, len(waveform) / SAMPLE_RATE, 0, SAMPLE_RATE / 2000),
-        vmin=-70,
+        vmin=-DEEP,
         vmax=0,
         cmap="magma",
     )
     axis.set(ylabel="kHz")
     axis.set_title(title, fontsize=9, parse_math=False)
+    return image
 
 
 def shade_disagreement(

@@ -57,6 +57,7 @@ class SpeechPrior(Protocol):
         options            the constructor's arguments, which weight files keep: every prior that is to be saved
         without_lips       the prior to take where there are no lips, if it is another one
         alternate          names of encoders that are trained in turn, one an epoch; the trainer sets `active_encoder`
+        couples_frames     True: an utterance's frames depend on each other, and the prior is a `SequencePrior`
     """
 
     num_components: int
@@ -121,10 +122,45 @@ class SpeechPrior(Protocol):
         """log sigma_k(z, v); the leading axis has length 1 where all components share one decoder."""
 
 
+class SequencePrior(SpeechPrior, Protocol):
+    """A prior under which frames depend on each other, through z_1:N, a decoder with memory, or alpha_1:N.
+
+    `log_variance` is of the whole path z_1:N: what it says of a frame may depend on all of them. `model` and `guide`
+    are of utterances, (..., frame, freq), with a plate for each utterance axis and none for the frames. `latent_prior`
+    is there only where p(z_1:N) is a product of Gaussians even so.
+    """
+
+    couples_frames: bool
+    """True."""
+
+    def log_prior(self, z: Codes, lips: Tensor | None) -> Float[Tensor, "component *batch frame"]:
+        """log p(z_n | z_<n, v, alpha_n = k), (component, chain, ..., frame): over the frames it sums to the path's."""
+
+    def latent_path(self, frames: tuple[int, ...], lips: Tensor | None) -> Any:
+        """p(z_1:N | v) of utterances and frames (..., frame), to draw from: batch (...), event (frame, latent)."""
+
+    def within(self, *, mask: FrameMask | None = None, past: Power | None = None) -> Any:
+        """The same prior, its networks shared, in given utterances.
+
+        Args:
+            mask: (..., frame), False where padding is: no other frame's density depends on the codes there.
+            past: E|s_n|^2 as far as it is known, for priors that look at the frames before.
+        """
+
+    def draw_codes(
+        self, power: Power, lips: Tensor | None, noise: Codes
+    ) -> tuple[Codes, Float[Tensor, "*batch frame"]]:
+        """Paths z of the encoder q(z_n | z_<n, s_1:N), each a function of its standard normal `noise`, and log q.
+
+        `encode` is the same frame by frame, with the codes before at their means.
+        """
+
+
 class Target(Protocol):
     """An unnormalised log density over z, evaluated for all chains, utterances and frames at once.
 
-    `event_dim` 1: frames are independent, so a kernel accepts per frame; 2: the utterance is one event.
+    `event_dim` 1: frames are independent, so a kernel accepts per frame; 2: the utterance is one event, and log
+    densities have no frame axis.
 
     Some kernels need more, and refuse a target that has it not (an attribute that is absent, or None):
 
@@ -139,7 +175,7 @@ class Target(Protocol):
     def event_dim(self) -> int: ...
 
     def log_density(self, z: Codes) -> Float[Tensor, "*batch frame"]:
-        """log of the unnormalised density of every frame's code."""
+        """log of the unnormalised density of every frame's code, or, (chain, ...), of every utterance's path."""
 
 
 @dataclass(frozen=True)
@@ -227,6 +263,25 @@ class GuideForNoise(Protocol):
         """What the guide believes of a whole recording |x|^2, as the schemes hear it."""
 
 
+@dataclass(frozen=True)
+class SpeechPosterior:
+    """What a scheme believes of speech, a mixture of complex Gaussians in every frame (`inference/uncertainty.py`):
+
+    s_n | x_n ~ sum_rk w_rk N_c(G_rk x_n, G_rk V_b),   G_rk = V_s / (V_s + V_b)
+    """
+
+    mixture: Spectrum
+    """x."""
+    speech_variance: Float[Tensor, "component draw *utterance frame freq"]
+    """V_s at draw r with component k; component axis 1 where all share a decoder."""
+    noise_variance: Float[Tensor, "component draw *utterance frame freq"]
+    """V_b, or broadcasting to it."""
+    weights: Float[Tensor, "component draw *utterance frame"]
+    """w_rk, which sum to one."""
+    of_recording: bool = False
+    """Whether draw r is one of the whole recording, its noise included; else frames are independent."""
+
+
 @dataclass(frozen=True, repr=False)
 class Separation:
     """What a scheme returns: speech and noise of a mixture, and how it got there."""
@@ -253,6 +308,8 @@ class Separation:
     chains_disagree: Bool[Tensor, "*utterance frame"] | None = None
     """Frames whose chains' mean log densities lie more than 5 nats apart (`GAP` in inference/monte_carlo.py): they sat
     in different modes, and r(alpha_n) there says where they began. None where there are fewer than two chains."""
+    posterior: SpeechPosterior | None = None
+    """Of speech itself, around `speech`; None for a scheme that ends with one code a frame, and so knows no doubt."""
 
     def __repr__(self) -> str:
         """Five lines, whatever the shapes."""
@@ -293,6 +350,11 @@ class Scheme(Protocol):
         lips_mask: FrameMask | None = None,
         seed: int = 0,
     ) -> Separation: ...
+
+
+def couples_frames(prior: Any) -> bool:
+    """Whether it is a `SequencePrior`."""
+    return bool(getattr(prior, "couples_frames", False))
 
 
 JSON = dict[str, Any]

@@ -37,6 +37,7 @@ LONG = [
     "cli_inference",
     "cluster",
     "comparison",
+    "crew",
     "diagnostics",
     "evaluation",
     "examples",
@@ -101,7 +102,15 @@ class TwoDecoders(MINVAEv2):
 
 
 def known_options(kind: type[nn.Module], options: dict[str, Any]) -> dict[str, Any]:
-    """Those of the options that a model takes; VAE-MM hands them on to its two parts."""
+    """Those of the options that a model takes; VAE-MM hands them on to its two parts, or three if so asked."""
+    if kind is VAEMM and options.pop("three", False):
+        parts = {"audio": "a_vae", "visual": "v_vae", "audio_visual": "av_vae"}
+        return {
+            "components": {
+                name: {"model": model} | known_options(MODELS[model], options)
+                for name, model in parts.items()
+            }
+        }
     if kind is VAEMM:
         return {
             "audio": known_options(AVAE, options),
@@ -116,7 +125,8 @@ def tiny_prior() -> Callable[..., nn.Module]:
     """tiny_prior(name, num_freqs=9): any of MODELS as a user gets it, but small."""
 
     def build(name: str, **options: int) -> nn.Module:
-        sizes = {"latent_dim": 3, "hidden": 8, "features": 8, "embedding": 6}
+        name, _, option = name.partition("+")
+        sizes = {"latent_dim": 3, "hidden": 8, "features": 8, "embedding": 6, option: True}
         return MODELS[name](**known_options(MODELS[name], sizes | options))
 
     return build
@@ -127,7 +137,8 @@ def small_prior() -> Callable[..., nn.Module]:
     """small_prior(name): any of MODELS, small and in float64, no bias, prior or weight pi at its default.
 
     "two_decoders" is one more, for what a mixture of decoders shows that needs no lips (its `model` and `guide` are
-    MIN-VAE's); "a_vae+learned_prior" is A-VAE with that option on.
+    MIN-VAE's); "a_vae+learned_prior" is A-VAE with that option on, and "vae_mm+three" a mixture of A-VAE, V-VAE
+    and AV-VAE.
     """
 
     def build(name: str, **options: float) -> nn.Module:

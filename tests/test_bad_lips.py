@@ -8,11 +8,15 @@ import pandas as pd
 import pytest
 from matplotlib.image import imread
 
+from pyro_avse.metrics import auc
+from pyro_avse.stft import STFT
 from pyro_avse.sweep.bad_lips import draw_responsibilities, loss_table
 from pyro_avse.sweep.evaluation import evaluate
+from pyro_avse.sweep.mixtures import rebuild
 from pyro_avse.sweep.protocol import read_protocol
 from pyro_avse.sweep.report import make_report
 from pyro_avse.sweep.results import load_results
+from pyro_avse.weights.checkpoint import save_prior
 
 
 def test_the_loss_is_between_the_same_mixtures() -> None:
@@ -48,6 +52,30 @@ def test_the_figure_shows_r_over_the_truth(sweep: Path) -> None:
     row = frame[frame["auc"].notna()].iloc[0]
     assert np.mean(r) == pytest.approx(row["audio_responsibility"], abs=1e-6)
     assert panel.collections
+
+
+def test_of_three_components_those_that_do_not_look_speak_together(
+    small_sweep: dict[str, Any], tiny_prior: Any, tmp_path: Path
+) -> None:
+    """The AUC of a mixture of three is that of r(A-VAE) + r(V-VAE); the report and its figure are there."""
+    files = [tmp_path / f"{name}.safetensors" for name in ("a_vae", "v_vae", "av_vae")]
+    for file in files:
+        save_prior(file, tiny_prior(file.stem), STFT())
+    part = small_sweep | {"noises": ["white"], "snrs": [0.0], "clips": 1}
+    evaluate(
+        **part | {"models": [f"three={'+'.join(map(str, files))}"]},
+        lips=["clean", "black"],
+        out=tmp_path / "out",
+    )
+    frame, protocol = load_results(tmp_path / "out"), read_protocol(tmp_path / "out")
+    assert frame["failure"].isna().all()
+    (row,) = frame[frame["auc"].notna()].to_dict("records")
+    (panel,) = draw_responsibilities(frame, protocol).axes
+    made = rebuild(protocol, pd.Series(row))
+    times, shown = panel.lines[0].get_xdata(), panel.lines[0].get_ydata()
+    assert auc(np.asarray(shown), made.bad_on_grid(np.asarray(times)))[0] == row["auc"]
+    assert np.mean(shown) > row["audio_responsibility"]
+    assert "| three | vem | black |" in make_report(tmp_path / "out")
 
 
 def test_a_report_tells_of_bad_lips_where_there_were_some(

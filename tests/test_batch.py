@@ -17,7 +17,8 @@ from pyro_avse.data.media.audio import audio_from_array, load_audio
 from pyro_avse.data.noise import mix_at_snr
 from pyro_avse.enhancement import enhancer as module
 from pyro_avse.enhancement.demo import CLIPS
-from pyro_avse.enhancement.enhancer import Enhanced, Enhancer, Recording
+from pyro_avse.enhancement.enhanced import Enhanced
+from pyro_avse.enhancement.enhancer import Enhancer, Recording
 from pyro_avse.enhancement.front import low_speech
 from pyro_avse.inference import LDEM, MCEM, SCHEMES, VEM
 from pyro_avse.metrics import score

@@ -18,7 +18,7 @@ from pyro_avse.models import MODELS
 from pyro_avse.stft import STFT
 from pyro_avse.typing import InputError
 from pyro_avse.weights import checkpoint
-from pyro_avse.weights.checkpoint import load_prior, save_prior
+from pyro_avse.weights.checkpoint import load_prior, save_prior, weight_files
 from pyro_avse.weights.tensors import load_tensors, save_tensors
 
 
@@ -173,6 +173,33 @@ REFUSED: dict[Callable[[Path], None], str] = {
     with_a_misshapen_tensor: "decoder.hidden.bias is (7,), this model's is (8,)",
     without_a_tensor: "lacks 'decoder.hidden.bias'",
 }
+
+
+def test_names_joined_by_plus_are_a_mixture(
+    tiny_prior: Callable[..., nn.Module], tmp_path: Path
+) -> None:
+    """Every tensor is its file's, in the order of the names; files are the parts'; a wrong part is a line."""
+    names = ["a_vae", "v_vae", "av_vae"]
+    files = [str(tmp_path / f"{name}.safetensors") for name in names]
+    for name, file in zip(names, files, strict=True):
+        save_prior(Path(file), tiny_prior(name), STFT())
+    prior, stft = load_prior("+".join(files))
+    assert stft == STFT()
+    assert prior.components_see == (False, False, True)
+    assert prior.noise_guide is None
+    for part, file in zip(prior.parts, files, strict=True):
+        for key, tensor in load_tensors(Path(file))[0].items():
+            assert torch.equal(part.state_dict()[key], tensor)
+    assert weight_files("+".join(files)) == [Path(file) for file in files]
+    save_prior(tmp_path / "all.safetensors", prior, stft)
+    again, _ = load_prior(tmp_path / "all.safetensors")
+    assert again.options == prior.options
+    assert all(torch.equal(t, prior.state_dict()[k]) for k, t in again.state_dict().items())
+    save_prior(tmp_path / "dense.safetensors", tiny_prior("a_vae"), STFT(hop=256))
+    with pytest.raises(InputError, match="unlike STFTs"):
+        load_prior(f"{files[0]}+{tmp_path}/dense.safetensors")
+    with pytest.raises(InputError, match=r"unknown model 'a_vea'.*a_vae"):
+        load_prior(f"a_vea+{files[1]}")
 
 
 @pytest.mark.parametrize("spoil", REFUSED, ids=lambda spoil: spoil.__name__)

@@ -10,7 +10,8 @@ import torch
 import pyro_avse
 from pyro_avse.data.lips.lips import Lips, lips_from_array
 from pyro_avse.data.media.audio import audio_from_array
-from pyro_avse.enhancement.enhancer import Enhanced, Enhancer, enhance
+from pyro_avse.enhancement.enhanced import Enhanced
+from pyro_avse.enhancement.enhancer import Enhancer, enhance
 from pyro_avse.enhancement.find import find_device, find_kernel, find_scheme
 from pyro_avse.inference import VEM
 from pyro_avse.models import MODELS

@@ -220,7 +220,7 @@ def test_near_misses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", ["a_vae", "min_vae_v2"])
 def test_printing_is_five_lines(name: str, tiny_prior: Callable[..., Any]) -> None:
-    """Of a result and of its separation: no wall of tensors."""
+    """Of a result and of its separation: no wall of tensors. A notebook has players and a figure."""
     mixture = np.random.default_rng(0).standard_normal(16000)
     mouths = np.zeros((25, 67, 67), np.uint8)
     enhancer = Enhancer(tiny_prior(name), LDEM(**QUICK), device="cpu")  # type: ignore[arg-type]
@@ -232,5 +232,9 @@ def test_printing_is_five_lines(name: str, tiny_prior: Callable[..., Any]) -> No
     assert "1.00 s at 16000 Hz" in repr(result)
     assert "chains disagree in" in repr(result)
     assert "4 chains of 8 draws" in repr(result.separation)
+    page = result._repr_html_()
+    assert page.count("<audio controls") == 3
+    assert page.count('<img alt=""') == 1
+    assert "1.00 s" in page
     batch = enhancer.batch([enhancer.prepare(mixture, mouths, 25.0)] * 2)
     assert len(repr(batch[0].separation).splitlines()) == 5

@@ -24,7 +24,7 @@ from pyro_avse.training.stages import train
 from pyro_avse.typing import Guess, InputError
 from pyro_avse.weights.checkpoint import load_prior, save_prior
 
-TAUGHT = ["a_vae", "min_vae_v1", "min_vae_v2", "vae_mm"]
+TAUGHT = ["a_vae", "min_vae_v1", "min_vae_v2", "vae_mm", "vae_mm+three"]
 every_prior = pytest.mark.parametrize("name", TAUGHT)
 STFT_SMALL = STFT(n_fft=64, hop=32)
 

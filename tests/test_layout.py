@@ -79,6 +79,7 @@ def test_a_wrong_import_is_seen() -> None:
 
 FLOORS = (
     {"cli"},
+    {"app"},
     {"lab"},
     {"sweep", "training"},
     {"enhancement"},

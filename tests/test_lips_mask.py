@@ -15,7 +15,7 @@ from pyro_avse.inference.em import frame_weight, observe, starting_codes
 from pyro_avse.models.nmf_noise import NoiseModel
 from pyro_avse.typing import InputError
 
-WITHOUT = ["min_vae_v2", "min_vae_v3", "vae_mm"]
+WITHOUT = ["min_vae_v2", "min_vae_v3", "vae_mm", "vae_mm+three"]
 SHORT = LDEM(iterations=3, first_warmup=3, final_draws=5, noise=NoiseModel(2))
 
 

@@ -36,8 +36,8 @@ from pyro_avse.models.mixture import (
 
 pytestmark = pytest.mark.usefixtures("float64")
 
-PRIORS = [*MODELS, "two_decoders"]
-MIXTURES = [name for name in MODELS if MODELS[name]().num_components > 1]
+PRIORS = [*MODELS, "two_decoders", "vae_mm+three"]
+MIXTURES = ["vae_mm+three", *(n for n in MODELS if MODELS[n]().num_components > 1)]
 
 
 @pytest.mark.parametrize("components", [2, 3])

@@ -29,7 +29,7 @@ LEARNED = ["a_vae+learned_prior", "v_vae+learned_prior"]
 OWN_PRIOR = dict(
     zip([*LEARNED, "min_vae_v3"], ["audio_prior", "visual_prior", "prior"], strict=True)
 )
-every_model = pytest.mark.parametrize("name", [*MODELS, *LEARNED])
+every_model = pytest.mark.parametrize("name", [*MODELS, *LEARNED, "vae_mm+three"])
 
 
 @pytest.mark.parametrize("name", MODELS)

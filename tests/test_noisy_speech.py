@@ -21,7 +21,8 @@ from pyro_avse.models.noisy_speech import noisy_speech
 
 pytestmark = pytest.mark.usefixtures("float64")
 
-PRIORS = [*MODELS, "a_vae+learned_prior", "v_vae+learned_prior", "two_decoders"]
+OPTIONS = ["a_vae+learned_prior", "v_vae+learned_prior", "vae_mm+three"]
+PRIORS = [*MODELS, *OPTIONS, "two_decoders"]
 every_prior = pytest.mark.parametrize("name", PRIORS)
 every_shape = pytest.mark.parametrize("utterances", [(), (2,), (2, 3)])
 

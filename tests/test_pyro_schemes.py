@@ -284,7 +284,9 @@ def test_every_utterance_has_encoders_of_its_own(small_prior: SmallPrior) -> Non
     torch.testing.assert_close(moved[:, 1], q.mean[:, 1])
 
 
-@pytest.mark.parametrize("name", ["a_vae", "av_vae", "min_vae_v2", "two_decoders", "vae_mm"])
+@pytest.mark.parametrize(
+    "name", ["a_vae", "av_vae", "min_vae_v2", "two_decoders", "vae_mm", "vae_mm+three"]
+)
 def test_fine_tuning_raises_the_bound(name: str, small_prior: SmallPrior) -> None:
     """(17): with the encoders learning, F rises, ends above that of the encoders as trained, and below log p(x)."""
     prior, lips = small_prior(name, latent_dim=1), torch.rand(5, 67, 67)

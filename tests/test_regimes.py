@@ -11,9 +11,10 @@ from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 from torch import Tensor
 from torch.distributions import Exponential, Normal, kl_divergence
 
+from pyro_avse.training.enumeration import check_elbo
 from pyro_avse.training.frames import Frames
 from pyro_avse.training.recipe import Recipe, Training
-from pyro_avse.training.svi import Trainer, check_elbo, seeded, validate
+from pyro_avse.training.svi import Trainer, seeded, validate
 from pyro_avse.typing import InputError
 
 pytestmark = pytest.mark.usefixtures("float64")

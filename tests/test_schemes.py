@@ -57,7 +57,7 @@ def complex_normal(*shape: int) -> Tensor:
 
 
 @every_scheme
-@pytest.mark.parametrize("name", [*sorted(MODELS), "two_decoders"])
+@pytest.mark.parametrize("name", [*sorted(MODELS), "two_decoders", "vae_mm+three"])
 @pytest.mark.parametrize("utterances", [(), (2,), (2, 2)])
 def test_every_model_and_any_utterance_axes(
     name: str, scheme: str, utterances: tuple[int, ...], small_prior: SmallPrior
@@ -102,7 +102,7 @@ def test_the_seed_decides(scheme: str, small_prior: SmallPrior) -> None:
 
 
 @every_scheme
-@pytest.mark.parametrize("name", ["a_vae", "vae_mm", "min_vae_v1", "two_decoders"])
+@pytest.mark.parametrize("name", ["a_vae", "vae_mm+three", "min_vae_v1", "two_decoders"])
 def test_padding_cannot_matter(name: str, scheme: str, small_prior: SmallPrior) -> None:
     """What stands in the padded frames changes no bit of the sound ones."""
     x, lips = complex_normal(2, 6, 7), torch.rand(2, 6, 67, 67)

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from pyro_avse.models import MINVAEv2
+from pyro_avse.training.enumeration import check_elbo
 from pyro_avse.training.frames import Frames
 from pyro_avse.training.recipe import Recipe, Training
-from pyro_avse.training.svi import Trainer, check_elbo
+from pyro_avse.training.svi import Trainer
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "svi_step.py"
 TINY = ["--frames", "40", "--batch", "16", "--rounds", "1"]

@@ -21,10 +21,11 @@ from pyro_avse.models.mixture import (
     mixture_free_energy,
     update_responsibilities,
 )
+from pyro_avse.training.enumeration import check_elbo
 from pyro_avse.training.frames import Frames
 from pyro_avse.training.recipe import Data, Recipe, Training
 from pyro_avse.training.stages import train
-from pyro_avse.training.svi import Trainer, check_elbo, enumerated_negative_elbo, seeded
+from pyro_avse.training.svi import Trainer, enumerated_negative_elbo, seeded
 from pyro_avse.typing import InputError
 from pyro_avse.weights.checkpoint import load_prior
 

@@ -59,6 +59,79 @@ def test_story(learned_prior: bool, small_prior, random_power, random_lips) -> N
         torch.testing.assert_close(sites["s"]["log_prob"][n], speech)
 
 
+def test_story_of_three(small_prior, random_power, random_lips) -> None:
+    """Any list of models: alpha_n takes each component's own prior, decoder and encoder, pictures or their features."""
+    prior, power, lips = small_prior("vae_mm+three"), random_power(6, 7), random_lips(6)
+    z, alpha = torch.randn(6, 2), torch.tensor([0, 1, 2, 0, 1, 2])
+    sites = traced(prior.model, power, lips, data={"z": z, "alpha": alpha})
+    r = torch.softmax(torch.randn(3, 6), 0)
+    guided = traced(prior.guide, power, lips, data={"z": z, "alpha": alpha}, responsibilities=r)
+    for n, k in enumerate(alpha):
+        part = [prior.audio, prior.visual, prior.audio_visual][k]
+        for site, normal in (
+            (sites, part.latent_prior(lips[n : n + 1])),
+            (guided, part.encode(power[n], lips[n])),
+        ):
+            mean, variance = normal.mean.reshape(2), normal.variance.reshape(2)
+            expected = MultivariateNormal(mean, torch.diag(variance)).log_prob(z[n])
+            torch.testing.assert_close(site["z"]["log_prob"][n], expected)
+        sigma = part.log_variance(z[n], lips[n])[0].exp()
+        speech = Exponential(1 / sigma).log_prob(power[n]).sum() - 7 * math.log(math.pi)
+        torch.testing.assert_close(sites["s"]["log_prob"][n], speech)
+    v = prior.visual_features(lips)
+    assert torch.equal(prior.log_variance(z, v), prior.log_variance(z, lips))
+    assert torch.equal(prior.latent_prior(v).mean, prior.latent_prior(lips).mean)
+
+
+def test_two_models_that_look_keep_their_features_apart(random_lips) -> None:
+    """Each AV-VAE of a mixture gets what its own embedding makes of the lips; without an A-VAE lips are needed."""
+    sizes = {"num_freqs": 7, "latent_dim": 2, "hidden": 6, "features": 5}
+    parts = {
+        "near": {"model": "av_vae", **sizes, "embedding": 4},
+        "far": {"model": "av_vae", **sizes, "embedding": 3},
+    }
+    prior, lips, z = VAEMM(parts), random_lips(3), torch.randn(3, 2)
+    v = prior.visual_features(lips)
+    assert v.shape == (3, 7)
+    assert prior.components_see == (True, True)
+    assert prior.requires_lips
+    assert prior.without_lips is prior
+    for k, part in enumerate((prior.near, prior.far)):
+        torch.testing.assert_close(prior.log_variance(z, v)[k], part.log_variance(z, lips)[0])
+        torch.testing.assert_close(prior.latent_prior(v).mean[k], part.latent_prior(lips).mean[0])
+
+
+def test_models_that_hear_alone_are_a_mixture_too(random_power) -> None:
+    """Two A-VAEs look at no lips, and need none."""
+    sizes = {"model": "a_vae", "num_freqs": 7, "latent_dim": 2, "hidden": 6}
+    prior = VAEMM({"speech": sizes, "song": sizes})
+    assert not prior.uses_lips
+    assert prior.without_lips is prior
+    out = VEM(iterations=2, warmup=1, draws=1, noise=NoiseModel(2))(
+        prior, torch.randn(4, 7, dtype=torch.complex128)
+    )
+    assert out.responsibilities.shape == (2, 4)
+
+
+@pytest.mark.parametrize(
+    ("components", "message"),
+    [
+        ({"a": {"model": "a_vae"}}, "mixture of 1: name two"),
+        ({"a": {"model": "a_vae"}, "m": {"model": "min_vae_v2"}}, "m is a 'min_vae_v2': take one"),
+        ({"a": {"model": "a_vae"}, "b": {}}, "b is a None"),
+        ({"model": {"model": "a_vae"}, "b": {"model": "a_vae"}}, "named 'model': take another"),
+        ({"v": {"model": "v_vae"}, "a": {"model": "a_vae"}}, "a needs no lips.*name it first"),
+    ],
+)
+def test_lists_that_are_none(components: dict[str, dict[str, str]], message: str) -> None:
+    """One line names the component."""
+    with pytest.raises(InputError, match=message) as error:
+        VAEMM(components)
+    assert len(str(error.value).splitlines()) == 1
+    with pytest.raises(InputError, match="beside components"):
+        VAEMM(components, audio={"hidden": 3})
+
+
 def test_chain_starts_and_lack_of_lips(small_prior, random_power, random_lips) -> None:
     """Chains start at the components' own codes weighted by pi; without lips A-VAE stands in."""
     prior, power, lips = small_prior("vae_mm"), random_power(4, 7), random_lips(4)

@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def _run() -> int:
-    from pyro_avse.cli import data, enhance, lab, live, sweep, training, weights  # noqa: F401
+    from pyro_avse.cli import data, enhance, lab, live, page, sweep, training, weights  # noqa: F401
 
     command = typer.main.get_command(app)
     try:

@@ -78,6 +78,19 @@ def enhance(
             help="Where the chains start: own, the guide that came with the model; none; or a guide's file."
         ),
     ] = "own",
+    draws: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Of what the speech may have been as well: OUTPUT_draw1.wav, OUTPUT_draw2.wav, ...",
+        ),
+    ] = 0,
+    uncertainty: Annotated[
+        Path | None,
+        typer.Option(
+            help=".npz to write how sure each frame and frequency is to; a .png goes beside."
+        ),
+    ] = None,
     reference: Annotated[Path | None, typer.Option(help="Clean speech, to score against.")] = None,
     channel: Annotated[
         str,
@@ -113,6 +126,7 @@ def enhance(
         "noise_model": noise_model,
         "guide": None if guide == "none" else guide,
         "strength": strength,
+        "draws": draws,
         "channel": channel,
         "track": track,
         "face": face,
@@ -121,6 +135,7 @@ def enhance(
         "device": device,
     }
     one: dict[str, Any] = {"lips": lips, "fps": fps, "reference": reference, "noise_out": noise_out}
+    one["uncertainty"] = uncertainty
     if len(noisy) > 1 or (output or "").endswith("/"):
         folder = _folder(noisy, output, one)
         with progress_bar() as update:
@@ -135,6 +150,10 @@ def enhance(
         return
     if output == PIPE and as_json:
         raise InputError("--json and the sound would both be on stdout: name a file with -o")
+    if output == PIPE and draws:
+        raise InputError(
+            f"--draws {draws} are files beside the output, which is stdout: name a file with -o"
+        )
     target = None if output is None else Path(output)
     target = Path("stdin_enhanced.wav") if target is None and str(noisy[0]) == PIPE else target
     with piped(noisy[0], target, say) as (path, place, tell), progress_bar() as update:

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from pyro_avse.data.lips.open import load_lips
-from pyro_avse.data.media.audio import audio_from_array, load_audio
+from pyro_avse.data.media.audio import Audio, audio_from_array, load_audio
 from pyro_avse.data.media.saving import check_writable, save_audio
 from pyro_avse.data.noise import mix_at_snr, pink_noise
 from pyro_avse.defaults import DEFAULT_INFERENCE, SAMPLE_RATE
@@ -26,6 +26,7 @@ from pyro_avse.weights.checkpoint import load_prior
 MODELS = ("a_vae", "min_vae_v2")
 SNR_DB = 0.0
 CLIPS = Path(str(files("pyro_avse.enhancement") / "clips"))
+LIPS = CLIPS / "talker.npz"
 
 
 def run_demo(
@@ -40,10 +41,8 @@ def run_demo(
 
     make_folder(out)
     check_writable(out / "noisy.wav")
-    clean, noise = (load_audio(CLIPS / f"{name}.flac") for name in ("talker", "workshop"))
-    lips = load_lips(CLIPS / "talker.npz")
-    mixed, _ = mix_at_snr(clean.waveform, noise.waveform[: len(clean.waveform)], SNR_DB)
-    mixture = audio_from_array(0.9 * mixed / np.abs(mixed).max(), SAMPLE_RATE)
+    mixture, clean = mix_clip()
+    lips = load_lips(LIPS)
     save_audio(out / "noisy.wav", mixture.peak * mixture.waveform, SAMPLE_RATE)
     save_audio(out / "clean.wav", 0.9 * clean.waveform, SAMPLE_RATE)
 
@@ -66,11 +65,19 @@ def run_demo(
         }
         rows.append(row)
         results[name] = result
-    waveforms = {"noisy": mixture.waveform, "clean": clean.waveform}
-    waveforms[f"enhanced by {MODELS[-1]}"] = results[MODELS[-1]].speech_16k
+    waveforms = {"noisy": mixture.waveform}
+    waveforms |= {f"enhanced by {name}": result.speech_16k for name, result in results.items()}
+    waveforms[f"what {MODELS[-1]} took off"] = mixture.waveform - results[MODELS[-1]].speech_16k
     demo_figure(waveforms, results, out / "demo.png")
     report(f"listen to the wavs and look at demo.png in {out}")
     return rows
+
+
+def mix_clip() -> tuple[Audio, Audio]:
+    """The clip in its noise at `SNR_DB`, and its clean speech; the lips are in the file `LIPS`."""
+    clean, noise = (load_audio(CLIPS / f"{name}.flac") for name in ("talker", "workshop"))
+    mixed, _ = mix_at_snr(clean.waveform, noise.waveform[: len(clean.waveform)], SNR_DB)
+    return audio_from_array(0.9 * mixed / np.abs(mixed).max(), SAMPLE_RATE), clean
 
 
 def make_clips(folder: Path = CLIPS) -> None:

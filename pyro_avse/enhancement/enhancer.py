@@ -3,108 +3,40 @@
 Several at once: `Enhancer.batch`. One that is too long for memory: `pyro_avse.enhancement.long`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32, Shaped
+from jaxtyping import Bool, Float32, Shaped
 from torch.nn.utils.rnn import pad_sequence
 
 from pyro_avse.data.lips.lips import Lips, lips_from_array, lips_on_grid, mask_on_grid
 from pyro_avse.data.media.audio import Audio, audio_from_array, restore
 from pyro_avse.defaults import DEFAULT_INFERENCE, DEFAULT_MODEL, SAMPLE_RATE
+from pyro_avse.enhancement.enhanced import Enhanced
 from pyro_avse.enhancement.find import find_device, find_scheme
 from pyro_avse.enhancement.front import Parts, log_response, low_speech, split
 from pyro_avse.enhancement.upper import top_gain, upper_speech
+from pyro_avse.inference.em import Observation, observe
 from pyro_avse.inference.nmf import Dictionary
 from pyro_avse.models.heard import HeardThrough
 from pyro_avse.stft import STFT
-from pyro_avse.typing import GuideForNoise, InputError, Scheme, Separation, Spectrum
+from pyro_avse.typing import (
+    GuideForNoise,
+    InputError,
+    Scheme,
+    Separation,
+    Spectrum,
+    SpeechPosterior,
+)
 from pyro_avse.weights.checkpoint import load_prior
 
 if TYPE_CHECKING:
     from pyro_avse.enhancement.live import Stream
-
-
-@dataclass(frozen=True, repr=False)
-class Enhanced:
-    """What comes out of a recording; waveforms have its rate, length and level."""
-
-    speech: Float32[np.ndarray, "sample"]
-    recording: Float32[np.ndarray, "sample"]
-    """As it came."""
-    sample_rate: int
-    speech_16k: Float32[np.ndarray, "sample_16k"]
-    """The speech at 16 kHz where the mixture's peak is 1, for scoring."""
-    responsibilities: Float[np.ndarray, "component frame"]
-    """r(alpha_n): row 0 is audio, the paper's pi_n; one row of ones for VAE-MM without lips, which is then A-VAE. Where
-    `chains_disagree` it says where the chains began, and is no posterior."""
-    chains_disagree: Bool[np.ndarray, "frame"] | None
-    """Frames whose chains sat in different modes, as `Separation.chains_disagree`."""
-    frame_times: Float[np.ndarray, "frame"]
-    """Frame centres, in seconds."""
-    objective: Float[np.ndarray, "iteration"]
-    separation: Separation
-    """All that the scheme returned, chains included, on its device. Of a batch: this recording's, cut to its frames,
-    but for `target`, which is the whole batch's, and `chains`, which is None."""
-
-    def __repr__(self) -> str:
-        """Five lines: how long, how loud, how sure, how far."""
-        seconds, (K, frames) = len(self.speech) / self.sample_rate, self.responsibilities.shape
-        speech, noise = (
-            float(np.square(w, dtype=np.float64).mean()) for w in (self.speech, self.noise)
-        )
-        ratio = (
-            "no noise"
-            if noise == 0
-            else f"{10 * np.log10(speech / noise + 1e-12):.1f} dB over noise"
-        )
-        apart = self.chains_disagree
-        known = (
-            "one run of chains"
-            if apart is None
-            else f"chains disagree in {apart.mean():.0%} of them"
-        )
-        return "\n".join(
-            (
-                f"Enhanced: {seconds:.2f} s at {self.sample_rate} Hz",
-                f"  speech     peak {np.abs(self.speech).max(initial=0):.3g}, {ratio}",
-                f"  r(alpha)   {K} component{'s' * (K > 1)}, the first's mean {self.responsibilities[0].mean():.2f}",
-                f"  frames     {frames}, {known}",
-                f"  objective  {self.objective[0]:.6g} to {self.objective[-1]:.6g} in {len(self.objective)} iterations",
-            )
-        )
-
-    @property
-    def noise(self) -> Float32[np.ndarray, "sample"]:
-        """The recording minus the speech: rumble, clicks and offset that were taken off too."""
-        return self.recording - self.speech
-
-    def mix(self, strength: float) -> Float32[np.ndarray, "sample"]:
-        """recording + strength (speech - recording): 0 is the recording, sample by sample, 1 the speech.
-
-        Raises InputError for a strength outside of 0 to 1.
-        """
-        return mix(self.recording, self.speech, strength)
-
-
-def mix(
-    recording: Float32[np.ndarray, "sample"], speech: Float32[np.ndarray, "sample"], strength: float
-) -> Float32[np.ndarray, "sample"]:
-    """What `Enhanced.mix` says, of any two waveforms."""
-    check_strength(strength)
-    if strength == 1:  # to the last bit
-        return speech
-    return (recording + np.float32(strength) * (speech - recording)).astype(np.float32)
-
-
-def check_strength(strength: float) -> None:
-    """Raises InputError for a strength outside of 0 to 1."""
-    if not 0 <= strength <= 1:
-        raise InputError(f"strength is {strength}: give a number from 0, the recording, to 1")
 
 
 @dataclass(frozen=True)
@@ -145,7 +77,7 @@ class Enhancer:
         self.device = find_device(device)
         self.prior = prior.to(self.device).requires_grad_(False)
         found: Any = getattr(prior, "noise_guide", None) if guide == "own" else guide
-        self.guide = found.to(self.device) if isinstance(found, torch.nn.Module) else found
+        self.guide: Any = found.to(self.device) if isinstance(found, torch.nn.Module) else found
         self.inference = inference
         self.stft = STFT() if stft is None else stft
         self.log_response = torch.from_numpy(log_response(self.stft.n_fft // 2 + 1)).float()
@@ -213,20 +145,31 @@ class Enhancer:
         return Recording(audio, parts, x, on_device, mask)
 
     def separate(
-        self, recording: "Recording", *, seed: int = 0, dictionary: Dictionary | None = None
+        self,
+        recording: "Recording",
+        *,
+        seed: int = 0,
+        dictionary: Dictionary | None = None,
+        progress: Callable[[float, str], None] | None = None,
     ) -> Enhanced:
         """Speech and noise of a prepared recording, at its own rate, length and level.
 
-        `dictionary` (rank, freq): where W starts, for the schemes that take one (`vem`, `mcem`).
+        Args:
+            dictionary: where W starts, (rank, freq), for the schemes that take one (`vem`, `mcem`).
+            progress: told the fraction done, and a text, after every EM iteration of the schemes that have them.
         """
         more: dict[str, Any] = {} if self.guide is None else {"guide": self.guide}
         if dictionary is not None:
             more["dictionary"] = dictionary
+        if progress is not None and "progress" in signature(self.inference).parameters:
+            more["progress"] = lambda state, total: progress(
+                state.iteration / total, f"EM iteration {state.iteration} of {total}"
+            )
         if recording.lips_mask is not None:
             more["lips_mask"] = recording.lips_mask
-        prior = self._prior_of(recording)
+        prior = self.prior_of(recording)
         result = self.inference(prior, recording.spectrum, recording.lips, seed=seed, **more)
-        return self._enhanced(recording, result)
+        return self.synthesise(recording, result)
 
     def batch(self, recordings: Sequence["Recording"], *, seed: int = 0) -> list[Enhanced]:
         """Several prepared recordings in one run of the scheme, as utterances padded to the longest.
@@ -260,10 +203,10 @@ class Enhancer:
                 for r in recordings
             ]
             more["lips_mask"] = pad_sequence(shown, batch_first=True)
-        prior = self._prior_of(recordings[0])
+        prior = self.prior_of(recordings[0])
         result = self.inference(prior, x, lips, mask=mask, seed=seed, **more)
         return [
-            self._enhanced(r, of_utterance(result, i, len(r.spectrum)))
+            self.synthesise(r, of_utterance(result, i, len(r.spectrum)))
             for i, r in enumerate(recordings)
         ]
 
@@ -303,32 +246,52 @@ class Enhancer:
             device=self.device,
         )
 
-    def _prior_of(self, recording: "Recording") -> Any:
+    def prior_of(self, recording: "Recording") -> Any:
         """The prior, as it is heard through the front's high-pass."""
         prior = self.prior
         prior = getattr(prior, "without_lips", prior) if recording.lips is None else prior
         return HeardThrough(prior, self.log_response.to(self.device))
 
-    def _enhanced(self, recording: "Recording", result: Separation) -> Enhanced:
-        audio, parts = recording.audio, recording.parts
-        found = self.stft.synthesise(result.speech, len(audio.waveform)).cpu().numpy()
-        heard = found.astype(np.float64)
-        speech = parts.restore(heard, low_speech(parts, heard, self.stft)).astype(np.float32)
-        disagree = result.chains_disagree
-        times = self.stft.frame_times(len(recording.spectrum))
-        gain = top_gain(result.speech, recording.spectrum)
-        upper = upper_speech(audio, gain, times, parts.clicks)
+    def observe(self, recording: "Recording") -> Observation:
+        """What the steps of a scheme are given of a recording, the guide's beliefs among it.
+
+        scheme, observation = enhancer.inference, enhancer.observe(recording)
+        state = scheme.init(observation, rng=rng)
+        state = scheme.step(observation, state, rng=rng)        # as often as you like
+        enhanced = enhancer.synthesise(recording, scheme.finish(observation, state, rng=rng))
+        """
+        prior, x, lips = self.prior_of(recording), recording.spectrum, recording.lips
+        return observe(prior, x, lips, lips_mask=recording.lips_mask, guide=self.guide)
+
+    def synthesise(self, recording: "Recording", result: Separation) -> Enhanced:
+        """Waveforms of what a scheme returned, at the recording's rate, length and level."""
+        audio, disagree = recording.audio, result.chains_disagree
+        speech_16k, speech = self.restored(recording, result.speech)
         return Enhanced(
-            speech=restore(speech, audio) + upper,
+            speech=speech,
             recording=audio.original,
             sample_rate=audio.sample_rate,
-            speech_16k=speech,
+            speech_16k=speech_16k,
             responsibilities=result.responsibilities.cpu().numpy(),
             chains_disagree=None if disagree is None else disagree.cpu().numpy(),
-            frame_times=times,
+            frame_times=self.stft.frame_times(len(recording.spectrum)),
             objective=result.objective.cpu().numpy(),
             separation=result,
+            restore=lambda spectrum: self.restored(recording, spectrum)[1],
+            unit=recording.parts.level * audio.peak,
         )
+
+    def restored(
+        self, recording: "Recording", speech: Spectrum
+    ) -> tuple[Float32[np.ndarray, "sample_16k"], Float32[np.ndarray, "sample"]]:
+        """A spectrum of speech as a waveform at 16 kHz, and with its upper part at the recording's rate and level."""
+        audio, parts = recording.audio, recording.parts
+        heard = self.stft.synthesise(speech, len(audio.waveform)).cpu().numpy().astype(np.float64)
+        low = low_speech(parts, heard, self.stft)
+        waveform = parts.restore(heard, low).astype(np.float32)
+        times = self.stft.frame_times(len(recording.spectrum))
+        gain = top_gain(speech, recording.spectrum)
+        return waveform, restore(waveform, audio) + upper_speech(audio, gain, times, parts.clicks)
 
 
 def of_utterance(batch: Separation, index: int, frames: int) -> Separation:
@@ -351,6 +314,18 @@ def of_utterance(batch: Separation, index: int, frames: int) -> Separation:
             None if batch.chains_disagree is None else batch.chains_disagree[index, :frames]
         ),
         chains=None,
+        posterior=batch.posterior and of_recording(batch.posterior, index, frames),
+    )
+
+
+def of_recording(batch: SpeechPosterior, index: int, frames: int) -> SpeechPosterior:
+    """The same of a posterior."""
+    return replace(
+        batch,
+        mixture=batch.mixture[index, :frames],
+        speech_variance=batch.speech_variance[:, :, index, :frames],
+        noise_variance=batch.noise_variance[:, :, index, :frames],
+        weights=batch.weights[:, :, index, :frames],
     )
 
 

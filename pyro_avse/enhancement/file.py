@@ -8,23 +8,27 @@ Everything that can be refused is refused before any work: the recording, the pl
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
 
 from pyro_avse.data.media.audio import Audio, Blocks, load_audio
 from pyro_avse.data.media.saving import check_writable, save_together
-from pyro_avse.defaults import DEFAULT_INFERENCE, DEFAULT_MODEL
-from pyro_avse.enhancement.channels import measure_channels, open_channels
-from pyro_avse.enhancement.enhancer import Enhancer, check_strength, mix
+from pyro_avse.defaults import DEFAULT_INFERENCE, DEFAULT_MODEL, SAMPLE_RATE
+from pyro_avse.enhancement.channels import Samples, measure_channels, open_channels
+from pyro_avse.enhancement.enhanced import Enhanced, check_strength, mix
+from pyro_avse.enhancement.enhancer import Enhancer, Recording
 from pyro_avse.enhancement.find import build_scheme
 from pyro_avse.enhancement.long import Piece, measure_blocks, open_sound
 from pyro_avse.enhancement.measure import measure, of_same_length
 from pyro_avse.enhancement.seen import find_lips as find_lips
-from pyro_avse.files import kind_of, refuse_inputs
+from pyro_avse.enhancement.uncertainty import UncertaintyFile, check_npz
+from pyro_avse.files import check_place, kind_of, refuse_inputs, same_file
+from pyro_avse.stft import STFT
 from pyro_avse.typing import JSON, InputError, Scheme
 from pyro_avse.weights.checkpoint import load_prior, weight_files
 
@@ -47,6 +51,8 @@ def enhance_file(
     guide: str | os.PathLike[str] | None = "own",
     strength: float = 1.0,
     noise_out: str | os.PathLike[str] | None = None,
+    draws: int = 0,
+    uncertainty: str | os.PathLike[str] | None = None,
     reference: str | os.PathLike[str] | None = None,
     channel: str | int = "auto",
     track: int = 0,
@@ -56,6 +62,7 @@ def enhance_file(
     device: str = "auto",
     report: Callable[[str], None] = lambda line: None,
     progress: Callable[[float, str], None] = lambda done, text: None,
+    show: Callable[[Recording, Enhanced], None] = lambda recording, result: None,
 ) -> JSON:
     """Enhance a recording, or the sound of a video by the lips that it shows, into a file.
 
@@ -71,6 +78,8 @@ def enhance_file(
         guide: for noisy speech: "own", the one that came with the model if there is one; None; or a file of yours.
         strength: 0, the recording as it is, to 1.
         noise_out: sound; with `output` it sums to the recording.
+        draws: of what the speech may have been as well, each a sound beside `output`: OUTPUT_draw1.wav, ...
+        uncertainty: .npz of how sure every frame and frequency is, as `Uncertainty`; its figure goes beside, as .png.
         reference: clean speech, to score against.
         channel: "auto" (the first, unless the voice is on another), "first", "mean", "all" (each on its own; as many
             come out), or an index from 0.
@@ -79,7 +88,8 @@ def enhance_file(
             whose lips go with the sound.
         block: seconds; longer sound is enhanced in such blocks; 0: as a whole.
         report: told what is done, line by line.
-        progress: told the fraction done, and a text; while lips are cut, and of blocks.
+        progress: told the fraction done, and a text, while lips are cut, after every EM iteration, or block.
+        show: told what was prepared and what came of it, where the recording is not cut into blocks.
 
     Returns:
         What `measure` says: seconds (those in which lips are cut as well), iterations, scores if there is a reference;
@@ -90,11 +100,14 @@ def enhance_file(
         Divergence: the chains or the objective left the finite.
     """
     noisy = Path(path)
+    place = Path(f"{noisy.stem}_enhanced.wav" if output is None else output)
     places = Places(
-        Path(f"{noisy.stem}_enhanced.wav" if output is None else output),
+        place,
         None if noise_out is None else Path(noise_out),
         noisy,
         track=track,
+        draws=draw_names(place, draws),
+        uncertainty=None if uncertainty is None else Path(uncertainty),
     )
     if fps is not None and lips is None:
         raise InputError("--fps is of --lips, which is not given: leave it out")
@@ -106,12 +119,18 @@ def enhance_file(
     else:
         scheme = inference
     name = inference if isinstance(inference, str) else type(inference).__name__
+    if (draws or uncertainty) and not getattr(scheme, "has_draws", True):
+        raise InputError(
+            f"{name} ends with one code a frame: it has no draws and no uncertainty, take guided, ldem or mcem"
+        )
     notes = places.check()
-    refuse_inputs([places.output, places.noise], files_read(noisy, lips, reference, model, guide))
+    refuse_inputs(places.files().values(), files_read(noisy, lips, reference, model, guide))
     channels: list[Audio | Blocks | None] = []
     if channel == "all":
-        if reference is not None:
-            raise InputError("--reference with --channel all: scores are of one channel, name it")
+        if reference is not None or draws or uncertainty:
+            raise InputError(
+                "--reference, --draws and --uncertainty are of one channel, not of all: name it"
+            )
         channels = open_channels(noisy, block=block, track=track)
         live = [opened for opened in channels if opened is not None]
         audio = live[0]
@@ -154,15 +173,16 @@ def enhance_file(
     def enhancing(done: float, text: str) -> None:
         progress(begun + (1 - begun) * done, text)
 
+    told = None
     if channels:
         for note in notes:
             report(note)
         report(f"{noisy}: {duration:.2f} s, {len(channels)} channels with {model} and {name}")
 
-        def write_all(pieces: Iterator[tuple[Waveform, Waveform]]) -> None:
-            mixed_pieces = ((mix(heard, speech, strength), heard) for speech, heard in pieces)
+        def write_all(pieces: Iterator[tuple[Samples, Samples]]) -> None:
+            heard = ((mix(old, new, strength), old) for new, old in pieces)
             places.write_pieces(
-                ((speech, heard - speech) for speech, heard in mixed_pieces), audio.sample_rate
+                ([speech, old - speech] for speech, old in heard), audio.sample_rate
             )
 
         row = measure_channels(enhancer, channels, seen, write_all, seed=seed, progress=enhancing)
@@ -170,25 +190,34 @@ def enhance_file(
     elif isinstance(audio, Blocks):
         for note in notes:
             report(note)
+        told = places.doubt(duration, stft)
 
         def write(pieces: Iterator[Piece]) -> None:
-            places.write_pieces(mixed(pieces, strength), audio.sample_rate)
+            places.write_pieces(mixed(pieces, strength, told), audio.sample_rate)
 
-        row = measure_blocks(enhancer, audio, seen, write, seed=seed, progress=enhancing)
+        more: Any = {"draws": draws, "uncertain": told is not None, "seed": seed}
+        row = measure_blocks(enhancer, audio, seen, write, progress=enhancing, **more)
         row |= {"model": model, "inference": name}
     else:
         recording = enhancer.prepare(audio, seen)
         for note in notes:  # not before what `prepare` refuses: a refusal stands alone
             report(note)
         report(f"{noisy}: {len(audio.waveform) / 16000:.2f} s with {model} and {name}")
-        result, row = measure(enhancer, recording, model, name, clean, seed, strength=strength)
-        speech = result.mix(strength)
-        places.write(speech, result.recording - speech, result.sample_rate)
-    if begun:
-        progress(1.0, "enhanced")
+        result, row = measure(
+            enhancer, recording, model, name, clean, seed, strength=strength, progress=enhancing
+        )
+        show(recording, result)
+        drawn = result.draws(draws, seed=seed) if draws else []
+        whole = Piece(result.speech, result.recording, result, drawn)
+        if uncertainty is not None:
+            whole = replace(whole, uncertainty=result.uncertainty)
+        told = places.doubt(duration, stft)
+        places.write_pieces(mixed(iter([whole]), strength, told), result.sample_rate)
+    if told is not None:
+        places.draw_doubt(told)
     row["seconds"] += cut
     row["real_time_factor"] += cut / duration
-    return row | {"files": places.files()}
+    return row | {"files": {what: str(place) for what, place in places.files().items()}}
 
 
 def files_read(
@@ -205,16 +234,33 @@ def files_read(
     return {"the recording": noisy} | read | weights
 
 
-def mixed(pieces: Iterator[Piece], strength: float) -> Iterator[tuple[Waveform, Waveform]]:
-    """Speech at a strength, and what was taken off, piece by piece."""
+def mixed(
+    pieces: Iterator[Piece], strength: float, doubt: UncertaintyFile | None
+) -> Iterator[list[Waveform]]:
+    """Speech at a strength, what was taken off, and the draws at that strength, piece by piece; uncertainty on its way
+    into its file, which is whole when the last piece is.
+    """
     for piece in pieces:
         speech = mix(piece.recording, piece.speech, strength)
-        yield speech, piece.recording - speech
+        drawn = [mix(piece.recording, draw, strength) for draw in piece.draws]
+        if doubt is not None and piece.uncertainty is not None:
+            doubt.append(piece.uncertainty)
+        yield [speech, piece.recording - speech, *drawn]
+    if doubt is not None:
+        doubt.finish()
+
+
+def draw_names(output: Path, count: int) -> list[Path]:
+    """Where draws go. Raises InputError for a count below 0."""
+    if count < 0:
+        raise InputError(f"draws is {count}: give 0 or more")
+    suffix = ".wav" if kind_of(output) == "video" else output.suffix
+    return [output.with_name(f"{output.stem}_draw{k}{suffix}") for k in range(1, count + 1)]
 
 
 @dataclass(frozen=True)
 class Places:
-    """Where speech and noise go: sounds together, both whole or neither; a video before its noise."""
+    """Where speech, noise and draws go: sounds together, all whole or none; a video before the others."""
 
     output: Path
     noise: Path | None
@@ -225,6 +271,20 @@ class Places:
     """The sound of a video that is replaced."""
     channels: int = 1
     """Of what is written; pieces of several are (sample, channel)."""
+    draws: list[Path] = field(default_factory=list)
+    uncertainty: Path | None = None
+    """An .npz; its figure stands beside it."""
+
+    @property
+    def figure(self) -> Path | None:
+        return None if self.uncertainty is None else self.uncertainty.with_suffix(".png")
+
+    def files(self) -> dict[str, Path]:
+        """All that is written, by what is in it."""
+        found = {"speech": self.output, "noise": self.noise}
+        found |= {f"draw_{k}": path for k, path in enumerate(self.draws, 1)}
+        found |= {"uncertainty": self.uncertainty, "figure": self.figure}
+        return {what: path for what, path in found.items() if path is not None}
 
     def check(self) -> list[str]:
         """What will be left out, a line each.
@@ -242,35 +302,46 @@ class Places:
             check_writable(self.noise)
         if self.noise is not None and os.path.realpath(self.noise) == os.path.realpath(self.output):
             raise InputError(f"{self.noise} is the output too: name another file with --noise-out")
+        for path in self.draws:
+            check_writable(path)
+            if self.noise is not None and same_file(path, self.noise):
+                raise InputError(f"{path} is a draw too: name another file with --noise-out")
+        if self.uncertainty is not None and self.figure is not None:
+            check_npz(self.uncertainty)
+            check_place(self.figure)
         return notes
 
-    def write(self, speech: Waveform, noise: Waveform, sample_rate: int) -> None:
-        """Both at once."""
-        self.write_pieces(iter([(speech, noise)]), sample_rate)
-
-    def write_pieces(self, pieces: Iterator[tuple[Waveform, Waveform]], sample_rate: int) -> None:
-        """Piece by piece; into a video, as a whole."""
+    def write_pieces(self, pieces: Iterator[list[Waveform]], sample_rate: int) -> None:
+        """Speech, noise and draws piece by piece; into a video, as a whole."""
+        sounds = [*([] if self.noise is None else [self.noise]), *self.draws]
+        kept = slice(1 if self.noise is None else 0, None)  # of noise and draws
         if kind_of(self.output) == "video":
             from pyro_avse.data.media.copying import copy_pictures
 
-            speech, noise = (np.concatenate(parts) for parts in zip(*pieces, strict=True))
+            speech, *others = (np.concatenate(parts) for parts in zip(*pieces, strict=True))
             copy_pictures(self.output, self.noisy, speech.T, sample_rate, self.track)
-            if self.noise is not None:
-                quiet = ((self._silence(),), (noise,))
-                save_together([self.noise], quiet, sample_rate, self.channels)
+            if sounds:
+                heads = [self._silence() for _ in sounds]
+                save_together(sounds, [heads, others[kept]], sample_rate, self.channels)
             return
-        both = chain([(self._silence(), self._silence())], pieces)
-        if self.noise is None:
-            alone = ((speech,) for speech, _ in both)
-            save_together([self.output], alone, sample_rate, self.channels)
-        else:
-            save_together([self.output, self.noise], both, sample_rate, self.channels)
+        heads = [self._silence() for _ in range(2 + len(self.draws))]
+        every = chain([heads], pieces)
+        wanted = ([speech, *others[kept]] for speech, *others in every)
+        save_together([self.output, *sounds], wanted, sample_rate, self.channels)
+
+    def doubt(self, seconds: float, stft: STFT) -> UncertaintyFile | None:
+        """The file of the uncertainty, for a recording that lasts so long; None where none is asked for."""
+        if self.uncertainty is None:
+            return None
+        return UncertaintyFile(self.uncertainty, stft.num_frames(round(seconds * SAMPLE_RATE)))
+
+    def draw_doubt(self, doubt: UncertaintyFile) -> None:
+        """Its figure, beside it."""
+        from pyro_avse.enhancement.doubt import uncertainty_figure
+
+        assert self.figure is not None
+        uncertainty_figure(doubt.shown, self.figure)
 
     def _silence(self) -> Waveform:
         shape = (self.head,) if self.channels == 1 else (self.head, self.channels)
         return np.zeros(shape, np.float32)
-
-    def files(self) -> JSON:
-        """By what is in them."""
-        found = {"speech": str(self.output)}
-        return found if self.noise is None else found | {"noise": str(self.noise)}

@@ -24,9 +24,10 @@ speech; so what a scheme leaves as it is comes out as it was.
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from inspect import signature
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -34,7 +35,9 @@ from jaxtyping import Float32, Float64
 
 from pyro_avse.data.lips.lips import Lips
 from pyro_avse.data.media.audio import Audio, Blocks, cut_blocks, load_audio, open_blocks
-from pyro_avse.enhancement.enhancer import Enhanced, Enhancer
+from pyro_avse.enhancement.enhanced import Enhanced
+from pyro_avse.enhancement.enhancer import Enhancer, Recording
+from pyro_avse.enhancement.uncertainty import Uncertainty, of_silence
 from pyro_avse.typing import JSON, InputError
 
 OVERLAP = 1.0
@@ -53,15 +56,27 @@ class Piece:
     """As it came."""
     block: Enhanced | None
     """What the whole block gave, nothing faded; None for digital silence, which is no work."""
+    draws: list[Float32[np.ndarray, "sample"]] = field(default_factory=list)
+    """Of the speech, as many as were asked for; where blocks meet they fade as it does."""
+    uncertainty: Uncertainty | None = None
+    """Of the frames whose centres lie nearer to this block's than to another's, if asked."""
 
 
 def enhance_blocks(
-    enhancer: Enhancer, blocks: Blocks, lips: Lips | None = None, *, seed: int = 0
+    enhancer: Enhancer,
+    blocks: Blocks,
+    lips: Lips | None = None,
+    *,
+    draws: int = 0,
+    uncertain: bool = False,
+    seed: int = 0,
 ) -> Iterator[Piece]:
     """Enhance a recording block by block; the pieces' speech in a row is as long as the recording.
 
     Args:
         lips: of the whole recording.
+        draws: of the speech, besides.
+        uncertain: whether pieces are to say how sure they are.
         seed: of the first block; the others count on from it.
 
     Raises:
@@ -70,7 +85,8 @@ def enhance_blocks(
     duration = blocks.num_samples / blocks.sample_rate
     carries = "dictionary" in signature(enhancer.inference).parameters
     dictionary = None
-    held = np.zeros(0, np.float32)  # the last block's share of what it has in common with this one
+    # the last block's share of what it has in common with this one, of the speech and of every draw
+    held = np.zeros((1 + draws, 0), np.float32)
     ends = [start for start, _ in blocks.spans[1:]] + [blocks.num_samples]
     for index, (audio, (start, _), end) in enumerate(
         zip(blocks.read(), blocks.spans, ends, strict=True)
@@ -79,16 +95,37 @@ def enhance_blocks(
         if audio.waveform.any():
             number = (seed + index) % 2**63
             block = enhancer.separate(recording, seed=number, dictionary=dictionary)
-            speech = block.speech.copy()
+            drawn = block.draws(draws, seed=number) if draws else []
+            sounds = np.stack([block.speech, *drawn])
             if carries:
                 W = block.separation.dictionary
                 dictionary = (1 - FLAT) * W + FLAT / W.shape[-1]
         else:
-            block, speech = None, np.zeros(audio.num_samples, np.float32)
-        speech[: len(held)] = held + fade_in(len(held)) * speech[: len(held)]
-        yield Piece(speech[: end - start], audio.original[: end - start], block)
-        shared = speech[end - start :]
-        held = (1 - fade_in(len(shared))) * shared
+            block, sounds = None, np.zeros((1 + draws, audio.num_samples), np.float32)
+        before, after = held.shape[1], audio.num_samples - (end - start)
+        sounds[:, :before] = held + fade_in(before) * sounds[:, :before]
+        doubt = None
+        if uncertain:
+            doubt = _of_block(enhancer, recording, block)
+            first, last = (
+                before / 2 / audio.sample_rate,
+                (end - start + after / 2) / audio.sample_rate,
+            )
+            inside = (doubt.times >= first) & ((doubt.times < last) | (after == 0))
+            doubt = doubt.frames(inside)
+            doubt = replace(doubt, times=doubt.times + start / audio.sample_rate)
+        own = list(sounds[:, : end - start])
+        yield Piece(own[0], audio.original[: end - start], block, own[1:], doubt)
+        shared = sounds[:, end - start :]
+        held = (1 - fade_in(after)) * shared
+
+
+def _of_block(enhancer: Enhancer, recording: Recording, block: Enhanced | None) -> Uncertainty:
+    if block is not None:
+        return block.uncertainty
+    frames, freqs = recording.spectrum.shape
+    times = enhancer.stft.frame_times(frames)
+    return of_silence(times, freqs, enhancer.prior_of(recording).num_components)
 
 
 def fade_in(num_samples: int) -> Float64[np.ndarray, "sample"]:
@@ -125,18 +162,22 @@ def measure_blocks(
     lips: Lips | None,
     write: Callable[[Iterator[Piece]], None],
     *,
+    draws: int = 0,
+    uncertain: bool = False,
     seed: int = 0,
     progress: Callable[[float, str], None] = lambda done, text: None,
 ) -> JSON:
     """Enhance into `write`, which takes the pieces one by one; what `measure` says of time, and how many blocks.
 
-    `iterations` are the most of any block. `progress` is told the fraction that is done, and a text.
+    `draws` and `uncertain` are as of `enhance_blocks`. `iterations` are the most of any block. `progress` is told the
+    fraction that is done, and a text.
     """
     start, count, iterations = time.perf_counter(), len(blocks.spans), 0
 
     def pieces() -> Iterator[Piece]:
         nonlocal iterations
-        for index, piece in enumerate(enhance_blocks(enhancer, blocks, lips, seed=seed), 1):
+        more: Any = {"draws": draws, "uncertain": uncertain, "seed": seed}
+        for index, piece in enumerate(enhance_blocks(enhancer, blocks, lips, **more), 1):
             if piece.block is not None:
                 iterations = max(iterations, len(piece.block.objective))
             progress(index / count, f"{index} of {count} blocks")

@@ -1,13 +1,15 @@
 """One enhancement, timed and scored: a row of the tables."""
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 
 from pyro_avse.data.media.audio import Audio
 from pyro_avse.defaults import SAMPLE_RATE
-from pyro_avse.enhancement.enhancer import Enhanced, Enhancer, Recording, mix
+from pyro_avse.enhancement.enhanced import Enhanced, mix
+from pyro_avse.enhancement.enhancer import Enhancer, Recording
 from pyro_avse.metrics import Scores, score
 from pyro_avse.typing import JSON, InputError
 
@@ -34,14 +36,16 @@ def measure(
     *,
     before: Scores | None = None,
     strength: float = 1.0,
+    progress: Callable[[float, str], None] | None = None,
 ) -> tuple[Enhanced, JSON]:
     """Enhance a recording; the result, and its row: time, and scores before and after where `clean` is given.
 
     The scores after are of `Enhanced.mix(strength)`; `before` are the recording's own, where they are already known.
-    `iterations` is the length of the objective: of `nuts` its draws, of `auto_normal` its steps.
+    `iterations` is the length of the objective: of `nuts` its draws, of `auto_normal` its steps. `progress` is that of
+    `Enhancer.separate`.
     """
     start = time.perf_counter()
-    result = enhancer.separate(recording, seed=seed)
+    result = enhancer.separate(recording, seed=seed, progress=progress)
     seconds = time.perf_counter() - start
     audio = recording.audio
     row: JSON = {

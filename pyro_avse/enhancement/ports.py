@@ -107,7 +107,7 @@ def open_sink(name: str, rate: int, source: str) -> Iterator[Sink]:
 
 def _sounddevice() -> Any:
     try:
-        import sounddevice  # type: ignore[import-not-found]
+        import sounddevice
     except (ImportError, OSError) as error:
         raise InputError(
             f"no sound device can be used ({error}): pip install sounddevice, and PortAudio; or give files"

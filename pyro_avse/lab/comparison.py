@@ -32,7 +32,8 @@ import torch
 from pyro_avse.data.lips.lips import Lips
 from pyro_avse.data.media.audio import Audio
 from pyro_avse.defaults import SAMPLE_RATE
-from pyro_avse.enhancement.enhancer import Enhanced, Enhancer
+from pyro_avse.enhancement.enhanced import Enhanced
+from pyro_avse.enhancement.enhancer import Enhancer
 from pyro_avse.enhancement.measure import check_same_length, measure
 from pyro_avse.inference import KERNELS
 from pyro_avse.inference.adaptation import RobbinsMonro

@@ -1,6 +1,7 @@
 """What bad lips do, from a sweep that showed models clean and bad ones: does r(alpha_n) notice, and what does it cost?
 
-auc                 how well r(audio) tells the frames whose lips are bad, over the frames of a mixture
+auc                 how well r(audio) tells the frames whose lips are bad, over the frames of a mixture; of more than
+                    two components, r of all that do not look at the lips
 loss                scores with bad lips minus scores of the same mixture with clean ones
 responsibilities    r(audio) along time of one mixture, over the truth of where its lips were bad
 """
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from matplotlib.figure import Figure
 
+from pyro_avse.metrics import share_without_lips
 from pyro_avse.plots import shade_disagreement
 from pyro_avse.sweep.evaluation import find_enhancer
 from pyro_avse.sweep.mixtures import rebuild
@@ -78,7 +80,8 @@ def draw_responsibilities(frame: "pd.DataFrame", protocol: JSON) -> Figure:
         shade_disagreement(panel, times, result.chains_disagree)
         shade = {"where": truth, "step": "mid", "color": "#eeccaa", "label": "lips are bad"}
         panel.fill_between(times, 0, 1, **shade)
-        panel.plot(times, result.responsibilities[0], color="#3366aa", label="r(audio)")
+        heard = share_without_lips(result.responsibilities, enhancer.prior.components_see)
+        panel.plot(times, heard, color="#3366aa", label="r(audio)")
         title = f"{row['model']}, {row['inference']}: AUC {row['auc']:.2f}"
         panel.set_title(title, fontsize=9)
     panels[0].legend(fontsize=8, loc="upper right")

@@ -34,10 +34,11 @@ import torch
 from pyro_avse.data.corpora.utterance import Split
 from pyro_avse.data.noise import Level
 from pyro_avse.defaults import DEFAULT_INFERENCE, SAMPLE_RATE
-from pyro_avse.enhancement.enhancer import Enhanced, Enhancer, Recording
+from pyro_avse.enhancement.enhanced import Enhanced
+from pyro_avse.enhancement.enhancer import Enhancer, Recording
 from pyro_avse.enhancement.find import build_scheme, find_device
 from pyro_avse.files import make_folder, remove_litter, write_atomically
-from pyro_avse.metrics import NAMES, auc, score
+from pyro_avse.metrics import NAMES, auc, score, share_without_lips
 from pyro_avse.sweep.mixtures import Mixed, Mixture, mix
 from pyro_avse.sweep.protocol import Run, Unit, join_protocol, make_protocol, units
 from pyro_avse.sweep.results import load_results, merge_parts, row_key, write_row
@@ -95,7 +96,7 @@ def evaluate(
         level: what an SNR's speech level is taken over: the whole "clip", or "active" speech.
         settings: of the schemes, by label; a kernel is its name, or {"name": ..., and its constants}.
         lips: what the models are shown: "clean", "patch", "frozen", "black" (`data.lips.corrupt`), or "mixed",
-            one of the three for each mixture. `auc` of a row says how well r(audio) tells the bad frames.
+            one of the three for each mixture. `auc` of a row says how well r(alpha_n) tells the bad frames.
         bad_lips: share of the pictures that are bad, where not "clean".
         batch: mixtures enhanced at once, `seconds` being each one's share by its length. A folder holds rows of one
             batch size. A batch that fails is done again one by one.
@@ -162,7 +163,7 @@ def run_batch(folder: Path, batch: Batch, device: str = "cpu") -> int:
                 row = one.row | {"model": run.model, "inference": run.inference}
                 row["key"] = row_key(**row)
                 if result is not None and one.mixed is not None:
-                    _, reason = _attempt(partial(_fill_in, row, one.mixed, *result))
+                    _, reason = _attempt(partial(_fill_in, row, one.mixed, run, *result))
                 row["failure"], row["reasons"] = reason, json.dumps(row["reasons"])
                 write_row(folder, row)
         return sum(len(runs) for _, runs in batch)
@@ -275,13 +276,14 @@ def _separate(enhancer: Enhancer, recordings: list[Recording], seeds: list[int])
     return [_separate(enhancer, [r], [s])[0] for r, s in zip(recordings, seeds, strict=True)]
 
 
-def _fill_in(row: JSON, mixed: Mixed, result: Enhanced, seconds: float) -> None:
+def _fill_in(row: JSON, mixed: Mixed, run: Run, result: Enhanced, seconds: float) -> None:
     """Note in the row how well the speech came out, and how fast."""
     after, heard = score(result.speech_16k, mixed.clean.waveform), result.responsibilities[0]
     bad = mixed.bad_on_grid(result.frame_times)
     area, reason = math.nan, "the lips are clean" if bad is None else "the model has one component"
     if bad is not None and len(result.responsibilities) > 1:
-        area, reason = auc(heard, bad)
+        sees = _prior(run.weights, run.digest)[0].components_see
+        area, reason = auc(share_without_lips(result.responsibilities, sees), bad)
     row |= {f"{name}_out": getattr(after, name) for name in NAMES}
     row |= {"iterations": len(result.objective), "seconds": seconds}
     row |= {"real_time_factor": seconds * SAMPLE_RATE / len(mixed.noisy.waveform)}

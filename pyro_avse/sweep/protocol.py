@@ -23,7 +23,13 @@ from pyro_avse.enhancement.find import build_scheme
 from pyro_avse.errors import closest
 from pyro_avse.sweep.mixtures import LIPS, Mixture, place_mixture
 from pyro_avse.typing import JSON, InputError
-from pyro_avse.weights.checkpoint import bundled_weights, load_prior, weight_files
+from pyro_avse.weights.checkpoint import (
+    bundled_weights,
+    find_weights,
+    listed,
+    load_prior,
+    weight_files,
+)
 
 DRAWN = ("white", "pink", "babble")
 """Noises that are no recordings."""
@@ -321,7 +327,8 @@ def _clip(utterance: Utterance, data: Path, with_noisy: bool) -> JSON:
 def _model(name: str) -> JSON:
     load_prior(name)  # refuses what is no weight file
     files = weight_files(name)
-    place = name if name in bundled_weights() else str(files[0].resolve())
+    parts = listed(name) or [name]
+    place = "+".join(p if p in bundled_weights() else str(find_weights(p).resolve()) for p in parts)
     return {"weights": place, "digest": _digest(b"".join(file.read_bytes() for file in files))}
 
 

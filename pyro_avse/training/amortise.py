@@ -30,6 +30,7 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pyro
 import torch
@@ -43,7 +44,7 @@ from pyro_avse.models.guide import NoisyGuide
 from pyro_avse.models.nmf_noise import response_basis
 from pyro_avse.stft import STFT
 from pyro_avse.training.folder import CHECKPOINT, CURVES, LOG, WEIGHTS, find_checkpoint, write_log
-from pyro_avse.training.pairs import CLEARER, Pairs, Speech, draw_pairs, load_speech
+from pyro_avse.training.pairs import CLEARER, Pairs, draw_pairs, load_speech
 from pyro_avse.training.recipe import GuideRecipe
 from pyro_avse.training.svi import seeded
 from pyro_avse.typing import JSON, Guess, InputError
@@ -60,11 +61,9 @@ SHORTEST, LONGEST = 0.5, 1.6
 
 
 class Amortiser:
-    """One training run of a guide, a round at a time."""
+    """One training run of a guide, a round at a time; of another kind of guide, a subclass (separate.py)."""
 
-    def __init__(
-        self, guide: NoisyGuide, recipe: GuideRecipe, train: Speech, valid: Speech, stft: STFT
-    ) -> None:
+    def __init__(self, guide: Any, recipe: GuideRecipe, train: Any, valid: Any, stft: STFT) -> None:
         self.guide, self.recipe, self.stft = guide, recipe, stft
         self.train, self.valid = train, valid
         rate = recipe.training.learning_rate
@@ -120,14 +119,7 @@ class Amortiser:
         share = SHORTEST + (LONGEST - SHORTEST) * float(torch.rand(()))
         num_frames = max(2, round(share * options.frames))
         utterances = max(1, round(options.batch_size / share))
-        pairs = draw_pairs(
-            self.train,
-            utterances=utterances,
-            num_frames=num_frames,
-            stft=self.stft,
-            lips_dropped=self.recipe.lips_dropped,
-            device=self.device,
-        )
+        pairs = self.draw(self.train, utterances, num_frames)
         q = self.believe(pairs)
         loss = self.loss(q, pairs)
         if options.wake:
@@ -139,12 +131,23 @@ class Amortiser:
         self.optimiser.step()
         return loss.detach()
 
-    def loss(self, q: Guess, pairs: Pairs) -> Tensor:
+    def draw(self, speech: Any, utterances: int, num_frames: int) -> Any:
+        """Recordings with what they were drawn from."""
+        return draw_pairs(
+            speech,
+            utterances=utterances,
+            num_frames=num_frames,
+            stft=self.stft,
+            lips_dropped=self.recipe.lips_dropped,
+            device=self.device,
+        )
+
+    def loss(self, q: Guess, pairs: Any) -> Tensor:
         """Sleep's, and hearing's share."""
         loss, share = sleep_loss(self.guide, q, pairs), self.recipe.training.hearing
         return loss + share * hearing_loss(self.guide, q, pairs) if share else loss
 
-    def believe(self, pairs: Pairs) -> Guess:
+    def believe(self, pairs: Any) -> Guess:
         """The guide's q of the pairs' recordings."""
         heard = self.guide.ear(pairs.power, pairs.seen, lips_mask=pairs.lips_mask)
         return self.guide.read(*heard)
@@ -155,14 +158,8 @@ class Amortiser:
         total = codes = 0.0
         for number in range(VALID_BATCHES):
             with seeded(self.recipe.seed, 1, number, device=self.device):
-                pairs = draw_pairs(
-                    self.valid,
-                    utterances=self.recipe.training.batch_size,
-                    num_frames=self.recipe.training.frames,
-                    stft=self.stft,
-                    lips_dropped=self.recipe.lips_dropped,
-                    device=self.device,
-                )
+                options = self.recipe.training
+                pairs = self.draw(self.valid, options.batch_size, options.frames)
             q = self.believe(pairs)
             total -= float(self.loss(q, pairs))
             log_q = q.codes.log_prob(pairs.codes)

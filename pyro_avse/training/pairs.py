@@ -110,7 +110,7 @@ def load_speech(
         ends.append(count)
     if not spectra:
         raise InputError("no clips to train the guide on: this prior needs clips with lips")
-    spectra.append(_pause(stft.n_fft // 2 + 1, seed))
+    spectra.append(pause(stft.n_fft // 2 + 1, seed))
     pictures.append(None)
     ends.append(count + PAUSE_FRAMES)
     means, scales, weights = [], [], []
@@ -161,7 +161,7 @@ def frame_codes(prior: Any, power: Tensor, lips: Tensor | None) -> tuple[Tensor,
     return mean, scale, update_responsibilities(J, prior.mixing_weight)
 
 
-def _pause(num_freqs: int, seed: int) -> Tensor:
+def pause(num_freqs: int, seed: int) -> Tensor:
     """Frames as faint as what training adds to each clip: pink noise 40 dB under its peak."""
     rng = torch.Generator().manual_seed(seed)
     variance = 1 / torch.arange(num_freqs).clamp_min(1).float()

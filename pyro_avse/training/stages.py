@@ -23,6 +23,7 @@ from pyro_avse.enhancement.find import find_device
 from pyro_avse.models import MODELS
 from pyro_avse.stft import STFT
 from pyro_avse.training.amortise import train_guide
+from pyro_avse.training.crew import ALONE, Crew
 from pyro_avse.training.folder import CHECKPOINT, CURVES, LOG, WEIGHTS, find_checkpoint, write_log
 from pyro_avse.training.frames import Frames, load_frames
 from pyro_avse.training.recipe import GuideRecipe, Pipeline, Recipe, load_recipe, split_source
@@ -46,6 +47,7 @@ def train(
     device: str | torch.device = "auto",
     elbo: ELBO | None = None,
     progress: Callable[[JSON], None] | None = None,
+    crew: Crew = ALONE,
 ) -> Path:
     """Train a prior, or the stages of a pipeline, by maximising the bound (18), or a guide for noisy speech.
 
@@ -62,6 +64,7 @@ def train(
         device: "cpu", "cuda", ..., or "auto" for the fastest at hand.
         elbo: another Pyro ELBO than the recipe's; it must enumerate where the prior's guide does.
         progress: called with every epoch's line of the log; of a pipeline, {"stage": its name} before the rest.
+        crew: the processes that train together, each calling this (`pyro_avse.training.crew`).
 
     Raises:
         InputError: no usable data; `out` in use; weights to start from that do not fit; a wrong `elbo`.
@@ -71,6 +74,8 @@ def train(
         recipe = load_recipe(recipe)
     roots = [data] if isinstance(data, str | Path) else list(data)
     if isinstance(recipe, GuideRecipe):
+        if crew.size > 1:
+            raise InputError("a guide learns in one process: start its training without torchrun")
         return train_guide(recipe, roots, out, resume=resume, device=device, progress=progress)
     stages = {"": recipe} if isinstance(recipe, Recipe) else recipe  # out / "" is out
     load = cache(partial(_load_split, roots))  # stages of one kind share their frames
@@ -96,7 +101,7 @@ def train(
             prior, stft = rehearsed[name]
             score = EnhancementScore(valid, stft, with_lips=bool(prior.uses_lips), seed=stage.seed)
         done[name] = _train_stage(
-            stage, done, load, out / name, resume, device, elbo, score, report
+            stage, done, load, out / name, resume, device, elbo, score, report, crew
         )
     return done[name]
 
@@ -115,8 +120,9 @@ def _train_stage(
     elbo: ELBO | None,
     score: EnhancementScore | None,
     progress: Callable[[JSON], None] | None,
+    crew: Crew,
 ) -> Path:
-    """One recipe into one folder, from where its checkpoint stands."""
+    """One recipe into one folder, from where its checkpoint stands; what is written there is of the crew's first."""
     from pyro_avse.training.curves import training_figure  # matplotlib takes a second to load
 
     stft = STFT(hop=recipe.data.hop)
@@ -127,12 +133,15 @@ def _train_stage(
         raise InputError(
             f"{out / CHECKPOINT}: started from other weights than [initialise] now names: choose another --out"
         )
+    crew.wait()  # before the first writes where the others look
     if recipe.training.epochs == 0:  # assembled: the recipe is all that a run depends on
-        save_tensors(out / CHECKPOINT, {}, header)
-        save_prior(out / WEIGHTS, prior, stft, half=recipe.half_precision)
+        if crew.rank == 0:
+            save_tensors(out / CHECKPOINT, {}, header)
+            save_prior(out / WEIGHTS, prior, stft, half=recipe.half_precision)
+        crew.wait()
         return out / WEIGHTS
     frames = _load_frames(recipe, prior, load)
-    trainer = Trainer(prior, recipe, *frames, elbo=elbo, score=score)
+    trainer = Trainer(prior, recipe, *frames, elbo=elbo, score=score, crew=crew)
     if checkpoint is not None:
         trainer.restore(*checkpoint, path=out / CHECKPOINT)
     if progress is not None:
@@ -140,14 +149,17 @@ def _train_stage(
             progress(row)
     while not trainer.finished:
         row = trainer.run_epoch()
-        save_tensors(out / CHECKPOINT, *trainer.snapshot(header))
-        write_log(out / LOG, trainer.history)
+        if crew.rank == 0:
+            save_tensors(out / CHECKPOINT, *trainer.snapshot(header))
+            write_log(out / LOG, trainer.history)
         if progress is not None:
             progress(row)
-    write_log(out / LOG, trainer.history)
-    training_figure(trainer.history, out / CURVES)
-    prior.load_state_dict(trainer.best)
-    save_prior(out / WEIGHTS, prior, stft, half=recipe.half_precision)
+    if crew.rank == 0:
+        write_log(out / LOG, trainer.history)
+        training_figure(trainer.history, out / CURVES)
+        prior.load_state_dict(trainer.best)
+        save_prior(out / WEIGHTS, prior, stft, half=recipe.half_precision)
+    crew.wait()
     return out / WEIGHTS
 
 

@@ -16,7 +16,7 @@ import math
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,6 @@ import torch
 from jaxtyping import Float
 from pyro import poutine
 from pyro.infer import ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
-from pyro.infer.enum import get_importance_trace
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
@@ -38,6 +37,8 @@ from pyro_avse.models.mixture import (
     mixture_free_energy,
     update_responsibilities,
 )
+from pyro_avse.training.crew import ALONE, Crew
+from pyro_avse.training.enumeration import check_elbo
 from pyro_avse.training.frames import Frames
 from pyro_avse.training.recipe import Recipe
 from pyro_avse.training.tilt import tilt_spectra
@@ -57,8 +58,13 @@ class Trainer:
         *,
         elbo: ELBO | None = None,
         score: Callable[[Any], float] | None = None,
+        crew: Crew = ALONE,
     ) -> None:
-        """`score` of the prior, in dB, then says which epoch is the best, instead of the validation ELBO."""
+        """`score` of the prior, in dB, then says which epoch is the best, instead of the validation ELBO.
+
+        `crew`: the processes that train it together.
+        """
+        self.crew = crew
         self.prior, self.recipe, self.elbo, self.score = prior, recipe, elbo, score
         self.criterion = "valid_elbo" if score is None else "valid_si_sdr"
         self.train, self.valid = train, valid
@@ -67,6 +73,7 @@ class Trainer:
             prior.parameters(), lr=recipe.training.learning_rate, fused=True
         )
         self.encoders: tuple[str, ...] = getattr(prior, "alternate", ())
+        self.bound = crew.parallel(prior, lambda *batch: self._loss(*batch))
         self.noise_level, self.noisy = self._noise_injection()
         self.history: list[JSON] = []
         self.best: dict[str, Tensor] = {}
@@ -103,7 +110,9 @@ class Trainer:
                     self._refresh_table()
                     mean_responsibility = update_mixing_weight(self.table)
             self.prior.mixing_weight.copy_(mean_responsibility)  # (25)
-            validation = validate(self.prior, self.valid, seed=self.recipe.seed)
+            validation = self.crew.of_first(
+                lambda: validate(self.prior, self.valid, seed=self.recipe.seed)
+            )
         except ValueError as error:
             if "constraint" not in str(error):  # what Pyro says of parameters that are NaN
                 raise
@@ -123,7 +132,7 @@ class Trainer:
             "mixing_weight": self.prior.mixing_weight.tolist(),
         }
         if self.score is not None:
-            row["valid_si_sdr"] = self.score(self.prior)
+            row["valid_si_sdr"] = self.crew.of_first(partial(self.score, self.prior))
         so_far = max((r[self.criterion] for r in self.history), default=-math.inf)
         if row[self.criterion] > so_far:
             self.best = {name: t.detach().clone() for name, t in self.prior.state_dict().items()}
@@ -132,7 +141,7 @@ class Trainer:
 
     def _pass_over_frames(self) -> tuple[float, Tensor]:
         """Mean ELBO of the epoch's steps, and the mean of the r(alpha_n) they used."""
-        size, count = self.recipe.training.batch_size, len(self.train)
+        size, count = self.crew.size * self.recipe.training.batch_size, len(self.train)
         order = torch.randperm(count)
         total = torch.zeros((), device=self.device)
         responsibility = torch.zeros_like(self.prior.mixing_weight)
@@ -142,17 +151,24 @@ class Trainer:
                 loss, r = self.step(index)
             total -= loss
             responsibility += r.sum(-1)
+        total, responsibility = self.crew.total(total), self.crew.total(responsibility)
         return float(total) / count, responsibility / count
 
     def step(self, index: Tensor) -> tuple[Tensor, Responsibilities]:
-        """One step of the optimiser on the training frames `index`; their loss, detached, and r(alpha_n) as it was."""
-        with ScaledCodes(self.recipe.training.kl_weight):
-            loss, r = self._loss(*self._batch(index), index)
+        """One step of the optimiser on the training frames `index`; the loss, detached, and r(alpha_n) as it was, of
+        this process's share of them.
+        """
+        share, weight = self.crew.share(len(index))
+        batch = [None if part is None else part[share] for part in self._batch(index)]
+        with ScaledCodes(self.recipe.training.kl_weight), self.crew.draws(share, len(index)):
+            loss, r = self.bound(*batch, index[share])
         # none, not 0: with a gradient of 0 Adam would still move a resting encoder
         self.optimiser.zero_grad(set_to_none=True)
-        (loss / len(index)).backward()
+        (
+            self.crew.size * weight * loss / len(index)
+        ).backward()  # the crew's gradients are averaged
         self.optimiser.step()
-        return loss.detach(), r
+        return weight * loss.detach(), weight * r
 
     def _loss(
         self, power: Tensor, lips: Tensor | None, heard: Tensor, index: Tensor
@@ -348,36 +364,6 @@ def validate(prior: Any, frames: Frames, *, seed: int) -> JSON:
         "valid_kl": kl,
         "valid_responsibility": (responsibility / count).tolist(),
     }
-
-
-def check_elbo(prior: Any, elbo: ELBO | None, frames: Frames) -> bool:
-    """Whether the guide has an alpha_n to enumerate; refuses a pair that Pyro would train wrongly with only a warning.
-
-    Raises:
-        InputError: alpha_n would be sampled instead of enumerated.
-    """
-    lips = None if frames.lips is None else frames.lips[:2].to(prior.mixing_weight.device)
-    power = frames.power[:2].to(prior.mixing_weight.device)
-    with torch.random.fork_rng():
-        trace = poutine.trace(prior.guide).get_trace(power, lips)
-    discrete = {
-        name: site["infer"].get("enumerate") == "parallel"
-        for name, site in trace.nodes.items()
-        if site["type"] == "sample" and getattr(site["fn"], "has_enumerate_support", False)
-    }
-    if discrete and elbo is not None and not isinstance(elbo, TraceEnum_ELBO):
-        raise InputError(
-            f"{type(elbo).__name__} does not enumerate alpha: take TraceEnum_ELBO(max_plate_nesting=1)"
-        )
-    for name, enumerated in discrete.items():
-        if not enumerated:
-            raise InputError(
-                f'the guide\'s site {name!r} is not enumerated: add infer={{"enumerate": "parallel"}}'
-            )
-    if discrete:  # Pyro's own checks that the pair fits, once for the run
-        with torch.random.fork_rng(), poutine.enum(first_available_dim=-2):
-            get_importance_trace("flat", 1, prior.model, prior.guide, (power, lips), {})
-    return bool(discrete)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from pyro_avse.errors import closest
 from pyro_avse.models import MODELS
 from pyro_avse.stft import STFT
 from pyro_avse.typing import JSON, InputError
-from pyro_avse.weights.cards import FOLDER, Card, load_cards
+from pyro_avse.weights.cards import FOLDER, load_cards
 from pyro_avse.weights.guides import load_guide, own_guide
 from pyro_avse.weights.headers import read_stft
 from pyro_avse.weights.tensors import Shapes, build, load_state, load_tensors, save_tensors
@@ -22,9 +22,8 @@ from pyro_avse.weights.tensors import Shapes, build, load_state, load_tensors, s
 
 def save_prior(path: Path, prior: nn.Module, stft: STFT, *, half: bool = False) -> None:
     """Save a speech prior with all that `load_prior` needs; `half` stores float16, at half the size."""
-    names = {cls: name for name, cls in MODELS.items()}
     header = {
-        "model": names[type(prior)],
+        "model": _kind(prior),
         "options": prior.options,
         "stft": {"n_fft": stft.n_fft, "hop": stft.hop},
     }
@@ -33,7 +32,8 @@ def save_prior(path: Path, prior: nn.Module, stft: STFT, *, half: bool = False) 
 
 
 def load_prior(name: str | Path, *, guide: str | Path | None = "own") -> tuple[Any, STFT]:
-    """A speech prior, float32 and frozen, and its STFT, from a bundled name ("a_vae") or a weight file.
+    """A speech prior, float32 and frozen, and its STFT, from a bundled name ("a_vae"), a weight file, or several of
+    them joined by + ("a_vae+v_vae+av_vae"): a mixture of them (`VAEMM`).
 
     The prior is a `SpeechPrior` and an `nn.Module`, for which Python has no type: Any. Its `noise_guide` is its guide
     for noisy speech, or None.
@@ -46,25 +46,37 @@ def load_prior(name: str | Path, *, guide: str | Path | None = "own") -> tuple[A
         InputError: unknown name; not a weight file of ours; an unknown model or tensors of another shape; a guide of
             another prior.
     """
-    card = load_cards().get(str(name), {})
-    prior, stft = _assemble(card) if "parts" in card else _load_file(find_weights(name))
+    parts = bundled_parts(name) or {f"component_{k}": part for k, part in enumerate(listed(name))}
+    if parts:
+        prior, stft = _assemble(load_cards().get(str(name), {}).get("model", "vae_mm"), parts)
+    else:
+        prior, stft = _load_file(find_weights(name))
     prior = prior.float().eval().requires_grad_(False)
-    path = own_guide(name) if guide == "own" else guide
-    found = None if path is None else load_guide(path, prior, stft)
+    if guide == "own":
+        guide = None if listed(name) else own_guide(name)
+    found = None if guide is None else load_guide(guide, prior, stft)
     object.__setattr__(
         prior, "noise_guide", found
     )  # no submodule: it is no part of the prior's weights
     return prior, stft
 
 
-def _assemble(card: Card) -> tuple[nn.Module, STFT]:
-    """What a recipe without epochs gives: a model whose submodules are bundled models, as they are."""
-    loaded = {part: load_prior(weights, guide=None) for part, weights in card["parts"].items()}
-    prior = MODELS[card["model"]](**{part: its.options for part, (its, _) in loaded.items()})
+def _assemble(model: str, parts: dict[str, str]) -> tuple[nn.Module, STFT]:
+    """What a recipe without epochs gives: a mixture whose components are trained models, as they are."""
+    loaded = {part: load_prior(weights, guide=None) for part, weights in parts.items()}
+    components = {part: {"model": _kind(its), **its.options} for part, (its, _) in loaded.items()}
+    prior = MODELS[model](components)
     for part, (its, _) in loaded.items():
         setattr(prior, part, its)
-    (stft,) = {stft for _, stft in loaded.values()}
-    return prior, stft
+    stfts = {weights: loaded[part][1] for part, weights in parts.items()}
+    if len(set(stfts.values())) > 1:
+        raise InputError(f"a mixture of models of unlike STFTs, {stfts}: name models of one")
+    return prior, next(iter(stfts.values()))
+
+
+def _kind(prior: nn.Module) -> str:
+    """A prior's name in MODELS."""
+    return next(name for name, cls in MODELS.items() if cls is type(prior))
 
 
 def _load_file(path: Path) -> tuple[nn.Module, STFT]:
@@ -108,8 +120,16 @@ def bundled_parts(name: str | Path) -> dict[str, str]:
     return load_cards().get(str(name), {}).get("parts", {})
 
 
+def listed(name: str | Path) -> list[str]:
+    """Of names joined by + each; of a single name, or a file whose name holds a +, none."""
+    names = str(name).split("+")
+    return [] if len(names) < 2 or os.path.exists(name) else names
+
+
 def weight_files(name: str | Path) -> list[Path]:
     """The files that `load_prior(name)` reads. Raises InputError as `find_weights`."""
+    if parts := listed(name):
+        return [find_weights(part) for part in parts]
     files = [find_weights(part) for part in bundled_parts(name).values()] or [find_weights(name)]
     return [*files, *filter(None, [own_guide(name)])]
 
@@ -120,10 +140,8 @@ def find_weights(name: str | Path) -> Path:
     Raises:
         InputError: neither; or the name of what is assembled, which has no file.
     """
-    if parts := bundled_parts(name):
-        raise InputError(
-            f"{name} has no weight file, it is assembled: name {' or '.join(parts.values())}"
-        )
+    if parts := list(bundled_parts(name).values()) or listed(name):
+        raise InputError(f"{name} has no weight file, it is assembled: name {' or '.join(parts)}")
     if str(name) in bundled_weights():
         return FOLDER / f"{name}.safetensors"
     path = Path(name)

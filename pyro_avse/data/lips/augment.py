@@ -24,22 +24,27 @@ CONTRAST, BRIGHTNESS, SLOPE = 0.35, 0.15, 0.15
 
 
 def augment_lips(
-    lips: UInt8[Tensor, "frame 67 67"], strength: float, rng: torch.Generator | None = None
+    lips: UInt8[Tensor, "frame 67 67"],
+    strength: float,
+    rng: torch.Generator | None = None,
+    *,
+    together: bool = False,
 ) -> Float[Tensor, "frame 67 67"]:
     """Pictures in [0, 1], each changed by its own draws; all changes are uniform, and grow with `strength`.
 
-    What comes in from outside a picture repeats its border. `rng`: None is torch's own generator, which a training run
-    seeds for each epoch.
+    What comes in from outside a picture repeats its border. `together`: all pictures are changed alike, as those of one
+    clip. `rng`: None is torch's own generator, which a training run seeds for each epoch.
     """
     pictures = lips[:, None].to(torch.get_default_dtype()) / 255
     count, device = len(pictures), lips.device
+    draws = 1 if together else count
 
     def draw(most: float) -> Tensor:
         """Uniform between -most and most, times the strength, one a picture."""
-        u = torch.rand(count, generator=rng, device=device, dtype=pictures.dtype)
-        return strength * most * (2 * u - 1)
+        u = torch.rand(draws, generator=rng, device=device, dtype=pictures.dtype)
+        return (strength * most * (2 * u - 1)).expand(count)
 
-    mirrored = torch.rand(count, generator=rng, device=device) < 0.5
+    mirrored = (torch.rand(draws, generator=rng, device=device) < 0.5).expand(count)
     angle, size = draw(TURN), torch.exp(draw(SCALE))
     cosine, sine = size * torch.cos(angle), size * torch.sin(angle)
     sign = torch.where(mirrored, -1.0, 1.0).to(pictures)
