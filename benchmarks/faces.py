@@ -26,6 +26,7 @@ from pyro_avse.data.noise import mix_at_snr, take_noise
 from pyro_avse.plots import save_figure
 
 BORDER, GREY = 200, 100
+SHIFT = np.array([BORDER, BORDER, 0, 0, 0])
 NEAR = 0.15
 Change = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 """A picture and its face; the changed picture, and the matrix (3, 3) by which its places moved."""
@@ -60,7 +61,7 @@ def main() -> None:
                 wide = cv2.copyMakeBorder(
                     picture, *[BORDER] * 4, cv2.BORDER_CONSTANT, value=(GREY,)
                 )
-                face = truth + [BORDER, BORDER, 0, 0, 0]
+                face = truth + SHIFT
                 seen, moved = change(wide, face)
                 count += 1
                 for k, finder in enumerate((new, old)):
@@ -68,7 +69,7 @@ def main() -> None:
                     hits[k] += near(finder(seen), face, moved)
         print(f"| {name} | {hits[0]:.0f} of {count} | {hits[1]:.0f} of {count} |", flush=True)
         wide = cv2.copyMakeBorder(clips[-1][20], *[BORDER] * 4, cv2.BORDER_CONSTANT, value=(GREY,))
-        draw(column, name, change(wide, truths[-1] + [BORDER, BORDER, 0, 0, 0])[0], (new, old))
+        draw(column, name, change(wide, truths[-1] + SHIFT)[0], (new, old))
     save_figure(figure, args.out)
     if args.lips and args.noise:
         print_pairs(args.lips, args.noise)
