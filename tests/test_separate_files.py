@@ -16,6 +16,7 @@ from pyro_avse.cli import main
 from pyro_avse.data.media.audio import audio_from_array, cut_blocks
 from pyro_avse.enhancement.separate import Separator, separate_blocks
 from pyro_avse.inference.speakers import SpeakersEM
+from pyro_avse.models.separating_guide import SeparatingGuide
 from pyro_avse.stft import STFT
 from pyro_avse.training.recipe import GuideRecipe, GuideTraining, load_recipe
 from pyro_avse.training.stages import train
