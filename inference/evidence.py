@@ -39,15 +39,26 @@ from pyro_avse.inference.adaptation import (
     step_size_of,
     with_step_size,
 )
+from pyro_avse.inference.gibbs import Gibbs
 from pyro_avse.inference.gradient import value_and_grad
 from pyro_avse.inference.hmc import HMC
+from pyro_avse.inference.independence import Independence
 from pyro_avse.inference.run import unchecked
 from pyro_avse.inference.target import CollapsedTarget, Quadratic
+from pyro_avse.inference.ula import ULA
 from pyro_avse.typing import Codes, Kernel, Responsibilities, Target
 
 Frames = Float[Tensor, "*utterance frame"]
 BISECTIONS, MOST_STEPS = 25, 200
 """Halvings in which a frame's next beta is found, and betas at most."""
+
+
+UNTEMPERED: dict[type, str] = {
+    ULA: "rejects nothing, so that it leaves no f_beta as it is",
+    Gibbs: "moves alpha, which is summed out here",
+    Independence: "proposes for the posterior alone",
+}
+"""Kernels that have no place here, and why."""
 
 
 @dataclass(frozen=True)
@@ -280,14 +291,16 @@ def check(target: Target, kernel: Kernel | None, particles: int, moves: int, kee
             f"{type(target).__name__} has whole utterances for events: evidence is of frames, so leave "
             "total_variation at 0"
         )
-    name = None if kernel is None else type(kernel).__name__
-    if name in ("ULA", "Gibbs", "Independence"):
-        reason = {
-            "ULA": "rejects nothing, so that it leaves no f_beta as it is",
-            "Gibbs": "moves alpha, which is summed out here",
-            "Independence": "proposes for the posterior alone",
-        }[name]
-        raise InputError(f"{name} cannot be tempered, it {reason}: take hmc, mala or random_walk")
+    check_kernel(kernel)
+
+
+def check_kernel(kernel: Kernel | None) -> None:
+    """Refuse a kernel that cannot be tempered, in one line."""
+    for kind, reason in UNTEMPERED.items():
+        if isinstance(kernel, kind):
+            raise InputError(
+                f"{type(kernel).__name__} cannot be tempered, it {reason}: take hmc, mala or random_walk"
+            )
 
 
 def _begin(start: Independent, particles: int, seed: int) -> tuple[torch.Generator, Codes]:

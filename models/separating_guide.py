@@ -22,11 +22,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pyro_avse.distributions import unchecked_normal
-from pyro_avse.models.ear import FAINTEST, run_gru
+from pyro_avse.models.ear import run_gru
 from pyro_avse.models.guide import NOISE_TERMS, RESPONSE_TERMS, SCALE_TERMS, positive
 from pyro_avse.models.lip_reader import BANDS, LipReader, faceless, small_pictures
 from pyro_avse.models.nmf_noise import response_basis
-from pyro_avse.models.noise_floor import steady_floor
+from pyro_avse.models.noise_floor import FAINTEST, steady_floor
 from pyro_avse.typing import FrameMask, Guess, Power
 
 EXCHANGED = 48

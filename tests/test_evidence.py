@@ -174,6 +174,7 @@ def test_refusals_are_one_line(drawn: Any) -> None:
     for options, said in (
         ({"kernel": ULA()}, "ULA cannot be tempered, it rejects nothing"),
         ({"kernel": Independence()}, "cannot be tempered"),
+        ({"kernel": type("Mine", (ULA,), {})()}, "Mine cannot be tempered"),
         ({"particles": 1}, "particles is 1"),
         ({"keep": 1.0}, "keep 1.0"),
         ({"moves": 0}, "moves 0"),

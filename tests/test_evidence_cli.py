@@ -68,6 +68,15 @@ def test_models_are_weighed_at_their_noise_and_at_the_firsts(run: Run) -> None:
     assert abs(first["below_by"]) < 0.5 * first["frames"]  # two estimates of one number
 
 
+def test_any_kernel_moves_the_particles(run: Run) -> None:
+    """Whichever does, the number is the same but for chance."""
+    found = [
+        json.loads(run("--models", "audio.safetensors", "--json", *options)[1])[0]["log_evidence"]
+        for options in ([], ["--kernel", "mala"])
+    ]
+    assert found[0] == pytest.approx(found[1], rel=0.05)
+
+
 def test_the_table_and_refusals(run: Run) -> None:
     code, out, err = run("--models", "audio.safetensors")
     assert code == 0
@@ -76,6 +85,8 @@ def test_the_table_and_refusals(run: Run) -> None:
     for arguments, said in (
         (["--models", "audio.safetensors,short.safetensors"], "another STFT than the first model"),
         (["--models", "audio.safetensors", "--inference", "vem"], "VEM ends with no posterior"),
+        (["--models", "audio.safetensors", "--kernel", "ula"], "ULA cannot be tempered"),
+        (["--models", "audio.safetensors", "--kernel", "gibbs"], "Gibbs cannot be tempered"),
     ):
         code, out, err = run(*arguments)
         assert code == 2

@@ -43,7 +43,17 @@ def main() -> None:
 
 
 def _run() -> int:
-    from pyro_avse.cli import data, enhance, lab, live, page, sweep, training, weights  # noqa: F401
+    from pyro_avse.cli import (  # noqa: F401
+        data,
+        enhance,
+        lab,
+        live,
+        page,
+        posteriors,
+        sweep,
+        training,
+        weights,
+    )
 
     command = typer.main.get_command(app)
     try:

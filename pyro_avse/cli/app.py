@@ -22,6 +22,8 @@ app = typer.Typer(
 )
 data_app = typer.Typer(rich_markup_mode=None, help="Make training data, and look at it.")
 app.add_typer(data_app, name="data")
+lab_app = typer.Typer(rich_markup_mode=None, help="Experiments on inference itself.")
+app.add_typer(lab_app, name="lab")
 
 
 @app.callback(invoke_without_command=True)

@@ -32,6 +32,7 @@ from pyro_avse.typing import (
     Separation,
     Spectrum,
     SpeechPosterior,
+    couples_frames,
 )
 from pyro_avse.weights.checkpoint import load_prior
 
@@ -226,13 +227,17 @@ class Enhancer:
             scheme: `ldem` or `mcem` with its settings of a block of 0.1 s; None: `live_scheme()`.
             seed: of every random draw.
 
-        Raises InputError for a guide that looks ahead, and a prior that needs lips.
+        Raises InputError for a guide that looks ahead, and a prior that needs lips or couples frames.
         """
         from pyro_avse.enhancement.live import Stream
 
         if self.prior.requires_lips:
             raise InputError(
                 f"a stream has no lips, which {type(self.prior).__name__} needs: take a_vae"
+            )
+        if couples_frames(self.prior):
+            raise InputError(
+                f"a stream comes in by frames, and {type(self.prior).__name__} looks at whole recordings: take a_vae"
             )
         alone = getattr(self.prior, "without_lips", self.prior)
         found: Any = self.guide if guide is None else guide.to(self.device)

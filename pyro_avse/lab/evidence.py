@@ -20,7 +20,7 @@ from pyro_avse.enhancement.enhancer import Enhancer, Recording
 from pyro_avse.errors import InputError
 from pyro_avse.inference.evidence import component_evidence
 from pyro_avse.inference.target import CollapsedTarget
-from pyro_avse.typing import JSON, Responsibilities
+from pyro_avse.typing import JSON, Kernel, Responsibilities
 
 WIDENING = 1.5
 """By which a guide's standard deviations exceed what it believes, where tempering starts."""
@@ -63,12 +63,16 @@ def weigh(
     *,
     particles: int = 32,
     moves: int = 2,
+    kernel: Kernel | None = None,
     seed: int = 0,
     report: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Weighed]:
     """Models by name, each with its enhancer and the recording as it prepared it; the first one's noise is the common.
 
-    Raises InputError for a scheme that leaves no posterior with speech integrated out, and models whose STFTs differ.
+    `kernel` moves the particles; None: HMC.
+
+    Raises InputError for a kernel that cannot be tempered, a scheme that leaves no posterior with speech integrated
+    out, and models whose STFTs differ.
     """
     found: dict[str, Weighed] = {}
     first: CollapsedTarget | None = None
@@ -94,7 +98,12 @@ def weigh(
             log_response=first.log_response,
         )
         start = _guesses(enhancer, recording)
-        options: Any = {"particles": particles, "moves": moves, "guesses": start}
+        options: Any = {
+            "particles": particles,
+            "moves": moves,
+            "kernel": kernel,
+            "guesses": start,
+        }
         weighed = component_evidence(own, annealed=True, seed=seed, **options)
         at_common = weighed
         if first is not own:
