@@ -11,6 +11,7 @@ reStructuredText: what it would take for markup is escaped, and an indented bloc
 import re
 import shutil
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -93,9 +94,11 @@ def commands() -> Iterator[str]:
     import typer
     from typer.testing import CliRunner
 
-    from pyro_avse.cli import data, enhance, lab, live, page, sweep, training, weights  # noqa: F401
     from pyro_avse.cli.app import app
 
+    for module in modules():
+        if module.startswith("pyro_avse.cli.") and not module.endswith("__main__"):
+            import_module(module)  # each registers its commands
     yield "# Commands\n\nWhat `pyro-avse COMMAND --help` prints.\n"
     top: Any = typer.main.get_command(app)
     groups = {(name,): getattr(found, "commands", {}) for name, found in top.commands.items()}

@@ -1,16 +1,18 @@
 """What README and the site's pages tell a user to type exists; and what follows `make demo` runs as it stands."""
 
+import pkgutil
 import re
 import shlex
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
 
-from pyro_avse.cli import data, enhance, lab, live, page, sweep, training, weights  # noqa: F401
+import pyro_avse.cli
 from pyro_avse.cli.app import app
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -19,6 +21,9 @@ PAGES += [
     path for folder in ("tutorials", "howto") for path in (ROOT / "docs" / folder).glob("*.md")
 ]
 MAIN = "from pyro_avse.cli import main; main()"
+for found in pkgutil.iter_modules(pyro_avse.cli.__path__):
+    if found.name != "__main__":
+        import_module(f"pyro_avse.cli.{found.name}")  # each registers its commands
 
 
 def commands(path: Path) -> list[list[str]]:
