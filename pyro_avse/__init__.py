@@ -11,6 +11,7 @@ Start reading at `pyro_avse.typing`.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pyro_avse.citing import cite as cite
     from pyro_avse.enhancement.enhanced import Enhanced as Enhanced
     from pyro_avse.enhancement.enhancer import Enhancer as Enhancer
     from pyro_avse.enhancement.enhancer import enhance as enhance
@@ -32,6 +33,7 @@ _HOME = {
     "InputError": ("errors", "InputError"),
     "Separated": ("enhancement.separate", "Separated"),
     "Separator": ("enhancement.separate", "Separator"),
+    "cite": ("citing", "cite"),
     "enhance": ("enhancement.enhancer", "enhance"),
     "enhance_file": ("enhancement.file", "enhance_file"),
     "load": ("weights.checkpoint", "load_prior"),
@@ -46,6 +48,7 @@ __all__ = [
     "InputError",
     "Separated",
     "Separator",
+    "cite",
     "enhance",
     "enhance_file",
     "load",
