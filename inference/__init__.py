@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pyro_avse.inference.adaptation import DualAveraging, RobbinsMonro
 from pyro_avse.inference.amortised_vem import AmortisedVEM
 from pyro_avse.inference.auto_normal import AutoNormal
+from pyro_avse.inference.blocks import Blocks
 from pyro_avse.inference.bnmf import BNMF
 from pyro_avse.inference.collapsed_vem import CollapsedVEM
 from pyro_avse.inference.elliptical_slice import EllipticalSlice
@@ -42,6 +43,7 @@ KERNELS: dict[str, Callable[..., Kernel]] = {
     "hmc": HMC,
     "independence": Independence,
     "gibbs": Gibbs,
+    "blocks": Blocks,
 }
 SCHEMES: dict[str, Callable[..., Scheme]] = {
     "vem": VEM,
@@ -74,6 +76,7 @@ __all__ = [
     "VEM",
     "AmortisedVEM",
     "AutoNormal",
+    "Blocks",
     "CollapsedVEM",
     "DualAveraging",
     "EllipticalSlice",

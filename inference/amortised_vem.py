@@ -32,12 +32,14 @@ from pyro_avse.inference.monte_carlo import (
     maximise,
     posterior,
     separation,
+    weighted_draws,
 )
 from pyro_avse.inference.nuts import pyro_session
 from pyro_avse.inference.run import sum_of_frames, unchecked
 from pyro_avse.inference.settings import check_settings
+from pyro_avse.inference.target import CollapsedTarget
 from pyro_avse.models.nmf_noise import NoiseModel
-from pyro_avse.typing import Separation
+from pyro_avse.typing import Codes, Separation, couples_frames
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +62,7 @@ class AmortisedVEM(EM):
     """
 
     name: ClassVar[str] = "amortised_vem"
+    of_paths: ClassVar[bool] = True
     cure: ClassVar[str] = "lower learning_rate"
     iterations: int = 25
     steps: int = 3
@@ -79,7 +82,7 @@ class AmortisedVEM(EM):
         prior, power, lips = observation.prior, observation.power, observation.lips
         # refuses in one line where lips are missing; inside a trace Pyro adds its own
         z = prior.encode(power, lips).mean
-        encoders = Encoders(prior, power, lips, self.learning_rate)
+        encoders = Encoders(prior, power, lips, self.learning_rate, observation.mask)
         return AmortisedState(
             **initial_theta(self, observation, rng),
             z=z[:1].expand(1, *power.shape[:-1], prior.latent_dim),
@@ -116,6 +119,8 @@ class AmortisedVEM(EM):
     ) -> tuple[AmortisedState, Drawn]:
         """r by draws of q, and F."""
         target, q = posterior(observation, state), state.encoders()
+        if couples_frames(observation.prior):
+            return self._e_step_of_paths(observation, state, target, q.mean, draws, rng)
         if observation.lips_mask is not None:
             q = heard_where_unseen(observation, q)
         z, sigma, log_weight = draw_components(target, q, draws, rng)
@@ -130,6 +135,25 @@ class AmortisedVEM(EM):
             partial=z,
         )
         return state, Drawn(target, finite_where_idle(sigma, w), w)
+
+    def _e_step_of_paths(
+        self,
+        observation: Observation,
+        state: AmortisedState,
+        target: CollapsedTarget,
+        mean: Codes,
+        draws: int,
+        rng: torch.Generator,
+    ) -> tuple[AmortisedState, Drawn]:
+        """The same where frames are coupled, by paths of q(z_n | z_<n, x_1:N); one component."""
+        shape = (draws, *mean.shape[1:])
+        noise = torch.randn(shape, generator=rng, dtype=mean.dtype, device=mean.device)
+        z, log_q = state.encoders.paths(noise)
+        sigma, w = weighted_draws(target, z)
+        bound = (target.frames_log_density(z) - log_q).mean(0)
+        objective = sum_of_frames(bound, observation.mask)
+        state = replace(state, z=mean, objective=objective, partial=z)
+        return state, Drawn(target, sigma, w)
 
     @unchecked
     def finish(

@@ -16,10 +16,11 @@ from torch import Tensor
 from pyro_avse.distributions import unchecked_normal
 from pyro_avse.inference.em import Observation, heard_where_unseen
 from pyro_avse.inference.nuts import WithoutIdle
+from pyro_avse.inference.run import sum_of_frames
 from pyro_avse.inference.target import CollapsedTarget
 from pyro_avse.inference.wiener import Draws
 from pyro_avse.models.noisy_speech import noisy_speech
-from pyro_avse.typing import Power, Responsibilities, SpeechPrior
+from pyro_avse.typing import Codes, FrameMask, Power, Responsibilities, SpeechPrior, couples_frames
 
 
 class Encoders:
@@ -30,11 +31,21 @@ class Encoders:
     """
 
     def __init__(
-        self, prior: SpeechPrior, power: Power, lips: Tensor | None, learning_rate: float
+        self,
+        prior: SpeechPrior,
+        power: Power,
+        lips: Tensor | None,
+        learning_rate: float,
+        mask: FrameMask | None = None,
     ) -> None:
         self.power, self.lips = power, lips
         self.utterances = list(product(*map(range, power.shape[:-2])))
         self.copies: list[Any] = [copy.deepcopy(prior) for _ in self.utterances]
+        if couples_frames(prior) and mask is not None:
+            self.copies = [
+                one.within(mask=mask[utterance])
+                for one, utterance in zip(self.copies, self.utterances, strict=True)
+            ]
         self.parameters = [p for one in self.copies for p in one.requires_grad_().parameters()]
         self.adam = torch.optim.Adam(self.parameters, lr=learning_rate, fused=True)
 
@@ -50,12 +61,32 @@ class Encoders:
         mean, scale = (torch.stack(t, 1).reshape(shape) for t in (means, scales))
         return unchecked_normal(mean, scale)
 
+    def paths(self, noise: Codes) -> tuple[Codes, Float[Tensor, "draw *utterance frame"]]:
+        """Draws of a guide that couples frames, by `SequencePrior.draw_codes`: z and log q(z_n | z_<n)."""
+        drawn = [
+            one.draw_codes(
+                self.power[utterance],
+                None if self.lips is None else self.lips[utterance],
+                noise.movedim(0, -1)[utterance].movedim(-1, 0),
+            )
+            for one, utterance in zip(self.copies, self.utterances, strict=True)
+        ]
+        shape = self.power.shape[:-2]
+        z, log_q = (torch.stack(t, 1) for t in zip(*drawn, strict=True))
+        return z.unflatten(1, shape) if shape else z[:, 0], (
+            log_q.unflatten(1, shape) if shape else log_q[:, 0]
+        )
+
     @torch.enable_grad()
     def loss(
         self, observation: Observation, target: CollapsedTarget, responsibilities: Responsibilities
     ) -> Tensor:
         """Minus the ELBO of `noisy_speech` and this guide, summed over the utterances, by one draw a component."""
         frames, mask = observation.x.shape[:-1], observation.mask
+        if couples_frames(target.prior):
+            noise = torch.randn(1, *frames, target.prior.latent_dim, device=observation.x.device)
+            z, log_q = self.paths(noise.to(observation.power.dtype))
+            return -sum_of_frames(target.frames_log_density(z) - log_q, mask).sum()
 
         def model() -> None:
             pi = target.mixing_weight

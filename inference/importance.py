@@ -142,5 +142,9 @@ class Importance(EM):
         """S20 by more draws."""
         state, drawn = self.e_step(observation, state, self.final_draws, rng)
         found = separation(self, observation, state, drawn)
-        ess = drawn.weights.sum(0).square().sum(0).reciprocal()
-        return ImportanceSeparation(**vars(found), effective_sample_size=ess)
+        w = drawn.weights.sum(0)
+        ess = w.square().sum(0).reciprocal()
+        least = torch.finfo(w.dtype).tiny
+        return ImportanceSeparation(
+            **vars(found), effective_sample_size=ess, log_weights=w.clamp_min(least).log()
+        )

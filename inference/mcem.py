@@ -29,7 +29,8 @@ from typing import ClassVar
 
 import torch
 
-from pyro_avse.inference.adaptation import Adaptation
+from pyro_avse.inference.adaptation import Adaptation, RobbinsMonro
+from pyro_avse.inference.blocks import Blocks
 from pyro_avse.inference.em import EM, Observation, move_chains, starting_codes
 from pyro_avse.inference.m_step import monte_carlo_q
 from pyro_avse.inference.monte_carlo import (
@@ -47,7 +48,7 @@ from pyro_avse.inference.settings import check_settings
 from pyro_avse.inference.target import CollapsedTarget
 from pyro_avse.inference.wiener import monte_carlo_speech_power
 from pyro_avse.models.nmf_noise import NoiseModel, log_prior
-from pyro_avse.typing import InputError, Kernel, Separation, Target
+from pyro_avse.typing import InputError, Kernel, Separation, Target, couples_frames
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class MCEM(EM):
     """Settings of Monte Carlo EM: S7, S18. `objective` is Q: log p(x | z) averaged by the weights, and the prior.
 
     Attributes:
-        kernel: what moves z.
+        kernel: what moves z; where frames are coupled, in place of `random_walk`, `blocks`, adapted.
         iterations: EM iterations; with more, the noise model takes speech ("Time to quality" in docs/RESULTS.md).
         warmup, draws: steps thrown away and kept in each E-step, for each chain.
         first_warmup: of the first E-step, in which chains come from afar; None: as in the others. With few steps an
@@ -88,6 +89,12 @@ class MCEM(EM):
         check_settings(self)
         if not self.temperature > 0:
             raise InputError(f"temperature is {self.temperature}: give a number above 0")
+
+    def given(self, observation: Observation) -> "MCEM":
+        """This; where frames are coupled with adapted `blocks` in place of `random_walk`, which would stand still."""
+        if couples_frames(observation.prior) and isinstance(self.kernel, RandomWalk):
+            return replace(self, kernel=Blocks(), adapt=self.adapt or RobbinsMonro())
+        return self
 
     @unchecked
     def init(self, observation: Observation, *, rng: torch.Generator) -> MCEMState:

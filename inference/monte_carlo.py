@@ -29,12 +29,18 @@ from torch import Tensor
 
 from pyro_avse.distributions import update_mixing_weight
 from pyro_avse.inference.em import EMState, Observation, encode, frame_weight, noise_and_weights
-from pyro_avse.inference.guess import guessed_level
+from pyro_avse.inference.guess import guessed_gain, guessed_level
 from pyro_avse.inference.independence import guide_proposal
 from pyro_avse.inference.m_step import Response, m_step
 from pyro_avse.inference.nmf import Activations, Dictionary
 from pyro_avse.inference.target import CollapsedTarget
-from pyro_avse.inference.wiener import Draws, Gain, Weights, monte_carlo_wiener
+from pyro_avse.inference.wiener import (
+    Draws,
+    Gain,
+    Weights,
+    monte_carlo_speech_power,
+    monte_carlo_wiener,
+)
 from pyro_avse.models.nmf_noise import NoiseModel, nmf_noise_variance, response_basis
 from pyro_avse.typing import (
     Chains,
@@ -60,6 +66,8 @@ class MCState(EMState):
     """g_n."""
     response: Response | None
     """a_1, a_2, ... of the microphone's log c_f; None where it is not fitted."""
+    past: Power | None = None
+    """E|s|^2 / g for priors that look at the speech before; None for others."""
 
     @property
     def log_response(self) -> Float[Tensor, "*utterance freq"] | None:
@@ -122,13 +130,26 @@ def initial_theta(
     response = power.new_zeros(*power.shape[:-2], terms) if terms else None
     if guess is not None and scheme.noise.gain != "none":
         gain = gain * guessed_level(guess)
-    return {**start, "gain": gain, "response": response}
+    past = None
+    if looks_back(observation.prior):
+        past = power
+        if guess is not None:
+            past = guessed_gain(guess, observation.prior, observation.v).square() * power
+    return {**start, "gain": gain, "response": response, "past": past}
+
+
+def looks_back(prior: Any) -> bool:
+    """Whether the prior looks at the speech before, which is as good as known: E|s|^2 of the last E-step."""
+    return bool(getattr(prior, "uses_past", False))
 
 
 def posterior(observation: Observation, state: MCState) -> CollapsedTarget:
     """p(z | x) at the present theta, up to a constant."""
+    prior: Any = observation.prior
+    if looks_back(prior):
+        prior = prior.within(past=state.past)
     return CollapsedTarget(
-        observation.prior,
+        prior,
         observation.v,
         observation.power,
         nmf_noise_variance(state.dictionary, state.activations),
@@ -207,9 +228,12 @@ def chains_disagree(chains: Chains) -> Bool[Tensor, "*utterance frame"] | None:
 def maximise(scheme: HasTheta, observation: Observation, state: S, drawn: Drawn) -> S:
     """The M-step: one update each of H, W, g and c, and pi, the mean of rho, where it is not held. S19"""
     W, H, g, a = state.dictionary, state.activations, state.gain, state.response
-    sigma = state.heard(drawn.sigma)
+    sigma, power = state.heard(drawn.sigma), observation.power
+    if looks_back(observation.prior):
+        past = monte_carlo_speech_power(power, sigma, drawn.weights, W, H, g)
+        state = replace(state, past=past / g[..., None])
     W, H, g, a = m_step(
-        observation.power,
+        power,
         sigma,
         drawn.weights,
         W,

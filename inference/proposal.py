@@ -19,6 +19,8 @@ class ImportanceSeparation(Separation):
 
     effective_sample_size: Float[Tensor, "*utterance frame"]
     """1 / sum of squared weights in the last E-step, from 1 to its number of draws."""
+    log_weights: Float[Tensor, "draw *utterance frame"]
+    """log sum_k w_rk there, from which k-hat is."""
 
 
 def importance_weights(

@@ -98,7 +98,7 @@ class Collapsed(ABC):
         return self.of_event(self.frames_log_density(z))
 
     def frames_log_density(self, z: Codes) -> Float[Tensor, "*batch frame"]:
-        """Every frame's part of it."""
+        """Every frame's part of it; of a path, of log p(x_1:N, z_1:N), D12."""
         return log_sum_of_components(self.component_log_joint(z))
 
     def of_event(self, frames: Float[Tensor, "*batch frame"]) -> Float[Tensor, "*batch frame"]:

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from pyro_avse.inference.adaptation import of_every_code
-from pyro_avse.inference.gradient import GradientState, gradient_state, squared_norm
+from pyro_avse.inference.gradient import GradientState, gradient_state
 from pyro_avse.inference.metropolis import accept_or_reject
 from pyro_avse.inference.settings import check_settings
 from pyro_avse.typing import Codes, Info, InputError, StepSize, Target
@@ -36,8 +36,8 @@ from pyro_avse.typing import Codes, Info, InputError, StepSize, Target
 class ULA:
     """Langevin moves with step size eps = `step_size`, always taken: biased, by the law above.
 
-    `longest_drift` is m, of a frame's code or, where the target's event is the utterance, of all its codes together;
-    None: as long as the gradient says. Only a move to where the log density or its gradient is not finite is refused.
+    `longest_drift` is m, of a frame's code, whatever the target's event; None: as long as the gradient says. Only
+    a move to where the log density or its gradient is not finite is refused.
     """
 
     step_size: StepSize = 0.1
@@ -59,7 +59,7 @@ class ULA:
         z = state.z
         eps = of_every_code(self.step_size, target)
         xi = torch.randn(z.shape, generator=rng, dtype=z.dtype, device=z.device)
-        drift = tamed(0.5 * eps**2 * state.gradient, self.longest_drift, target)
+        drift = tamed(0.5 * eps**2 * state.gradient, self.longest_drift)
         proposal = gradient_state(target, z + drift + eps * xi)
         slopes = proposal.gradient.flatten(-target.event_dim).sum(-1)
         finite = (proposal.log_density + slopes).isfinite()
@@ -67,10 +67,9 @@ class ULA:
         return accept_or_reject(state, proposal, torch.where(finite, always, -math.inf), rng=rng)
 
 
-def tamed(drift: Codes, longest: float | None, target: Target) -> Codes:
-    """The drift, no event's longer than `longest`."""
+def tamed(drift: Codes, longest: float | None) -> Codes:
+    """The drift, no frame's longer than `longest`."""
     if longest is None:
         return drift
-    length = squared_norm(drift, target).sqrt()
-    shorter = (longest / length.clamp_min(longest)).reshape(*length.shape, *[1] * target.event_dim)
-    return shorter * drift
+    length = drift.square().sum(-1, keepdim=True).sqrt()
+    return longest / length.clamp_min(longest) * drift

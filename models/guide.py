@@ -1,4 +1,4 @@
-"""A guide that hears noise: q(z_1:N, alpha_1:N, g, a, noise | x_1:N, v_1:N), for any frame-wise prior. (14), (31)
+"""A guide that hears noise: q(z_1:N, alpha_1:N, g, a, noise | x_1:N, v_1:N), for any prior. (14), (31)
 
 The priors' own encoders q(z | s) were trained on clean speech, and are lost in noise. This guide is for the test-time
 program `noisy_speech` itself, and looks at a whole recording: h_1:N and the noise's floor f come from models/ear.py,
@@ -13,6 +13,9 @@ It is trained on draws of the program (the sleep phase of wake-sleep [Hinton et 
 clean speech with the codes of its frames, and noise of models/drawn_noise.py, so that the forward divergence
 KL(p(z, ... | x) || q) falls, averaged over x. Where the recording has no lips, or a frame no picture, an "absent" mark
 stands in their place: one guide with and without.
+
+Under a prior that couples frames q(z_1:N | x) is a product over the frames all the same, and what z decodes to is heard
+of the whole path.
 
 `causal` hears the past and some frames `ahead` alone, for sound that is still coming in: `carry_on` goes on from block
 to block.
@@ -44,7 +47,7 @@ class NoisyGuide(nn.Module):
     """The guide of one speech prior.
 
     Args:
-        prior: any frame-wise speech prior. It stays as it is, and is no part of the guide's weights.
+        prior: any speech prior. It stays as it is, and is no part of the guide's weights.
         hidden, layers, causal, ahead: of the `Ear`.
     """
 

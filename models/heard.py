@@ -13,6 +13,9 @@ from torch import Tensor, nn
 
 from pyro_avse.typing import Codes, FrameMask, Power
 
+LEAST = 1e-2
+"""|h_f|^2 below which nothing is said of the speech before: what is left there is mostly noise."""
+
 
 class HeardThrough(nn.Module):
     """`prior` but for its `log_variance`, to which `log_response` is added; to enhance, not to train.
@@ -36,7 +39,9 @@ class HeardThrough(nn.Module):
             return getattr(super().__getattr__("prior"), name)
 
     def within(self, *, mask: FrameMask | None = None, past: Power | None = None) -> "HeardThrough":
-        """`SequencePrior.within`, heard through the same filter."""
+        """`SequencePrior.within`, heard through the same filter, which is taken off the speech before."""
+        if past is not None:
+            past = past / self.log_response.exp().clamp_min(LEAST)
         return HeardThrough(self.prior.within(mask=mask, past=past), self.log_response)
 
     def log_variance(

@@ -11,6 +11,7 @@ Start reading at `pyro_avse.typing`.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pyro_avse.citing import cite as cite
     from pyro_avse.enhancement.enhanced import Enhanced as Enhanced
     from pyro_avse.enhancement.enhancer import Enhancer as Enhancer
     from pyro_avse.enhancement.enhancer import enhance as enhance
@@ -26,6 +27,7 @@ _HOME = {
     "Enhanced": ("enhancement.enhanced", "Enhanced"),
     "Enhancer": ("enhancement.enhancer", "Enhancer"),
     "InputError": ("errors", "InputError"),
+    "cite": ("citing", "cite"),
     "enhance": ("enhancement.enhancer", "enhance"),
     "enhance_file": ("enhancement.file", "enhance_file"),
     "load": ("weights.checkpoint", "load_prior"),
@@ -36,6 +38,7 @@ __all__ = [
     "Enhanced",
     "Enhancer",
     "InputError",
+    "cite",
     "enhance",
     "enhance_file",
     "load",

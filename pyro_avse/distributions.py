@@ -126,7 +126,7 @@ latent) of the frame before each (0 before the first of all), and what is rememb
 
 
 class Path(TorchDistribution):  # type: ignore[misc]
-    """A process in time, p(z_1:N) = prod_n N(z_n; mean_n(z_<n), diag scale_n(z_<n)^2): the codes of an utterance.
+    """A process in time, p(z_1:N) = prod_n N(z_n; mean_n(z_<n), diag scale_n(z_<n)^2): the codes of an utterance. D1
 
     Batch (...), event (frame, latent). Densities take all frames at once; a draw goes from frame to frame.
 
@@ -153,6 +153,12 @@ class Path(TorchDistribution):  # type: ignore[misc]
         self.conditional, self.like, self.mask = conditional, like, mask
         *batch, num_frames = frames
         super().__init__(torch.Size(batch), torch.Size((num_frames, latent_dim)))
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "Path":
+        """To the batch shape that it has, as Pyro's plates ask; another is refused."""
+        if tuple(batch_shape) != tuple(self.batch_shape):
+            raise ValueError(f"a path of utterances {tuple(self.batch_shape)} is no {batch_shape}")
+        return self
 
     def given(self, z: Codes) -> tuple[Tensor, Tensor]:
         """Mean and scale of every frame given those before in z, (..., frame, latent)."""

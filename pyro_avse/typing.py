@@ -140,7 +140,7 @@ class SequencePrior(SpeechPrior, Protocol):
         """p(z_1:N | v) of utterances and frames (..., frame), to draw from: batch (...), event (frame, latent)."""
 
     def within(self, *, mask: FrameMask | None = None, past: Power | None = None) -> Any:
-        """The same prior, its networks shared, in given utterances.
+        """The same prior, its networks shared, in given utterances; what is None stays as it was.
 
         Args:
             mask: (..., frame), False where padding is: no other frame's density depends on the codes there.

@@ -50,6 +50,7 @@ LONG = [
     "reference_posteriors",
     "report",
     "resume",
+    "sequences",
     "synth",
     "training_options",
     "watch",

@@ -12,7 +12,7 @@ import pytest
 import soundfile
 
 from pyro_avse.cli import main
-from pyro_avse.cli.lab import print_diagnosis
+from pyro_avse.cli.verdict import print_diagnosis
 from pyro_avse.enhancement.demo import CLIPS
 from pyro_avse.enhancement.enhancer import Enhancer
 from pyro_avse.errors import Divergence
@@ -107,6 +107,8 @@ def test_compare_of_the_bundled_clip(run: Run) -> None:
         ('compare noisy.wav --settings {"nuts":{}}', "--settings for 'nuts', which is no scheme"),
         ('diagnose noisy.wav --settings {"guided":{"rnak":3}}', "guided has no setting 'rnak'"),
         ("diagnose noisy.wav --inference nuts", "nuts has no kernel to diagnose: take vem, coll"),
+        ("diagnose noisy.wav --draws 2", "--draws 2 has no R-hat and no ESS: take 4 or more, or"),
+        ("diagnose noisy.wav --superchains 3", "4 chains in 3 superchains: give two or more of"),
         ("compare noisy.wav --html none/x.html", "make the folder none first"),
         ("compare noisy.wav --chains 1", "'--chains'"),
         ("diagnose noisy.wav --kernel hcm", "unknown kernel 'hcm'"),
@@ -150,6 +152,34 @@ def test_diagnose_says_which_frames_fail(run: Run, capsys: pytest.CaptureFixture
     )  # one after another, from first to last
     assert [int(a) for a, _ in stretches] == [0, *(int(b) + 1 for _, b in stretches[:-1])]
     assert int(stretches[-1][1]) == row["frames"] - 1
+
+
+def test_diagnose_of_many_short_chains_and_of_weights(run: Run) -> None:
+    """Nested R-hat of one draw a chain; k-hat where there are no chains; both with a sentence."""
+    arguments = (
+        "diagnose",
+        "noisy.wav",
+        *MODEL,
+        "--inference",
+        "mcem",
+        "--kernel",
+        "hmc",
+        "--json",
+    )
+    code, out, _ = run(*arguments, "--draws", 1, "--warmup", 2, "--chains", 8, "--superchains", 4)
+    row = json.loads(out)
+    assert code == 0
+    assert row["rhat"]["worst"] > 1
+    assert row["ess_bulk"]["worst"] is None
+    assert row["thresholds"]["rhat"] > 1.01
+    assert row["advice"].startswith("In ")
+    code, out, _ = run("diagnose", "noisy.wav", *MODEL, "--inference", "importance", "--json")
+    row = json.loads(out)
+    assert code == 0
+    assert len(row["k_hat"]) == len(row["effective_draws"]) == row["frames"]
+    assert row["advice"].endswith(".")
+    code, out, _ = run("diagnose", "noisy.wav", *MODEL, "--inference", "importance")
+    assert (code, "k-hat" in out, row["advice"] in out) == (0, True, True)
 
 
 def test_diagnose_of_smooth_codes(run: Run) -> None:

@@ -33,11 +33,13 @@ from pyro_avse.models.mixture import (
     select_component,
     update_responsibilities,
 )
+from pyro_avse.typing import couples_frames
 
 pytestmark = pytest.mark.usefixtures("float64")
 
-PRIORS = [*MODELS, "two_decoders", "vae_mm+three"]
-MIXTURES = ["vae_mm+three", *(n for n in MODELS if MODELS[n]().num_components > 1)]
+FRAMEWISE = [name for name, kind in MODELS.items() if not couples_frames(kind)]
+PRIORS = [*FRAMEWISE, "two_decoders", "vae_mm+three"]
+MIXTURES = ["vae_mm+three", *(n for n in FRAMEWISE if MODELS[n]().num_components > 1)]
 
 
 @pytest.mark.parametrize("components", [2, 3])

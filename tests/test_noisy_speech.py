@@ -18,11 +18,13 @@ from pyro_avse.inference.target import CollapsedTarget
 from pyro_avse.models import MODELS
 from pyro_avse.models.nmf_noise import VARIANCE_FLOOR, NoiseModel, nmf_noise, nmf_noise_variance
 from pyro_avse.models.noisy_speech import noisy_speech
+from pyro_avse.typing import couples_frames
 
 pytestmark = pytest.mark.usefixtures("float64")
 
+FRAMEWISE = [name for name, kind in MODELS.items() if not couples_frames(kind)]
 OPTIONS = ["a_vae+learned_prior", "v_vae+learned_prior", "vae_mm+three"]
-PRIORS = [*MODELS, *OPTIONS, "two_decoders"]
+PRIORS = [*FRAMEWISE, *OPTIONS, "two_decoders"]
 every_prior = pytest.mark.parametrize("name", PRIORS)
 every_shape = pytest.mark.parametrize("utterances", [(), (2,), (2, 3)])
 

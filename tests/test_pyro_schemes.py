@@ -26,11 +26,12 @@ from pyro_avse.inference.nuts import NUTS, held_programs
 from pyro_avse.inference.target import CollapsedTarget
 from pyro_avse.models import MODELS
 from pyro_avse.models.nmf_noise import NoiseModel
-from pyro_avse.typing import Chains, InputError
+from pyro_avse.typing import Chains, InputError, couples_frames
 
 pytestmark = pytest.mark.usefixtures("float64")
 SmallPrior = Callable[..., Any]
-PRIORS = [*MODELS, "two_decoders"]
+FRAMEWISE = [name for name, kind in MODELS.items() if not couples_frames(kind)]
+PRIORS = [*FRAMEWISE, "two_decoders"]
 TINY = MCEM(
     iterations=2,
     warmup=2,

@@ -21,7 +21,7 @@ from pyro_avse.models import MODELS
 from pyro_avse.stft import STFT
 from pyro_avse.training.recipe import Data, Recipe, Training
 from pyro_avse.training.stages import CHECKPOINT, CURVES, LOG, WEIGHTS, build_prior, train
-from pyro_avse.typing import InputError
+from pyro_avse.typing import InputError, couples_frames
 from pyro_avse.weights.checkpoint import load_prior, save_prior
 from pyro_avse.weights.tensors import load_tensors, save_tensors
 
@@ -174,7 +174,7 @@ def test_each_mode_resumes(tiny_corpus: Path, tmp_path: Path) -> None:
     def interrupt(row: dict[str, Any]) -> None:
         raise Interrupted
 
-    for name in MODELS:
+    for name in (n for n in MODELS if not couples_frames(MODELS[n])):
         recipe = tiny_recipe(name, training=replace(STEPS, responsibilities="step", epochs=3))
         train(recipe, [tiny_corpus], tmp_path / name / "whole")
         out, epochs = tmp_path / name / "stopped", []

@@ -5,7 +5,6 @@ Heavy imports stand inside the commands, so that --help is quick.
 
 import json
 from inspect import signature
-from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,6 +22,7 @@ from pyro_avse.cli.app import (
     say,
     split_names,
 )
+from pyro_avse.cli.verdict import print_diagnosis, print_weights
 from pyro_avse.defaults import DEFAULT_INFERENCE, DEFAULT_MODEL
 from pyro_avse.errors import Divergence, InputError
 
@@ -140,9 +140,13 @@ def diagnose(
     ] = None,
     iterations: IterationsOption = None,
     settings: SettingsOption = "{}",
-    draws: Annotated[int, typer.Option(min=4, help="Of each chain.")] = 1000,
+    draws: Annotated[int, typer.Option(min=1, help="Of each chain; four or more.")] = 1000,
     warmup: WarmupOption = 500,
     chains: ChainsOption = 4,
+    superchains: Annotated[
+        int | None,
+        typer.Option(help="Groups of chains, each begun at one point: nested R-hat, of any draws."),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for draws and figures.")] = Path("diagnosis"),
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
@@ -157,10 +161,31 @@ def diagnose(
     from pyro_avse.files import make_folder
     from pyro_avse.inference import SCHEMES
     from pyro_avse.lab import diagnostics
+    from pyro_avse.lab.advice import advice
     from pyro_avse.lab.draws_on_disk import load_draws, stream_chains
     from pyro_avse.lab.figures import diagnosis_figures
+    from pyro_avse.lab.short_chains import check_superchains
     from pyro_avse.weights.checkpoint import load_prior
 
+    if inference == "importance":
+        print_weights(
+            noisy,
+            lips,
+            fps,
+            model,
+            _schemes([inference], settings, iterations, {})[inference],
+            seed=seed,
+            device=device,
+            as_json=as_json,
+        )
+        return
+    if superchains is not None:
+        check_superchains(chains, superchains)
+    elif draws < diagnostics.LEAST_DRAWS:
+        raise InputError(
+            f"--draws {draws} has no R-hat and no ESS: take {diagnostics.LEAST_DRAWS} or more, or many short chains "
+            "with --superchains"
+        )
     movable = [n for n, make in SCHEMES.items() if "kernel" in signature(make).parameters]
     if inference in SCHEMES and inference not in movable:
         raise InputError(f"{inference} has no kernel to diagnose: take {', '.join(movable)}")
@@ -182,7 +207,7 @@ def diagnose(
             stream_chains(
                 scheme.kernel,
                 separation.target,
-                diagnostics.starting_points(separation, chains, rng=rng),
+                diagnostics.starting_points(separation, chains, superchains=superchains, rng=rng),
                 file,
                 draws=draws,
                 warmup=warmup,
@@ -196,8 +221,8 @@ def diagnose(
         raise Divergence(f"{error}; what was drawn is in {file}", error.partial) from None
     say("R-hat and effective draws of every frame")
     idata = load_draws(file)
-    found = diagnostics.diagnose(idata)
-    figures = diagnosis_figures(idata, found, out)
+    found = diagnostics.diagnose(idata, superchains)
+    figures = {} if superchains else diagnosis_figures(idata, found, out)
     failing = [
         {"frame": frame, "time": float(result.frame_times[frame]), "reason": reason}
         for (frame,), reason in found.failures().items()
@@ -213,49 +238,19 @@ def diagnose(
         "frames": len(found.rhat),
         **found.summary(),
         "thresholds": {
-            "rhat": diagnostics.RHAT_MAX,
+            "rhat": found.rhat_max,
             "ess": diagnostics.ESS_MIN,
             "acceptance": diagnostics.ACCEPTANCE_MIN,
             "divergences": diagnostics.DIVERGENCES_MAX,
         },
         "failing": failing,
+        "advice": advice(found, draws),
         "files": {"draws": str(file), **figures},
     }
     if as_json:
         print(json.dumps(row))
         return
     print_diagnosis(row)
-
-
-def print_diagnosis(row: dict[str, Any]) -> None:
-    """Worst, median and threshold of every number, and the frames that fail."""
-    limits = row["thresholds"]
-    shown = (
-        ("R-hat", "rhat", f"at most {limits['rhat']}", 3),
-        ("bulk ESS", "ess_bulk", f"at least {limits['ess']}", 0),
-        ("tail ESS", "ess_tail", f"at least {limits['ess']}", 0),
-        ("acceptance", "acceptance", f"at least {limits['acceptance']}", 2),
-    )
-    rows = []
-    for title, name, limit, digits in shown:
-        values = [row[name]["worst"], row[name]["median"]]
-        rows.append([title, *("-" if v is None else f"{v:.{digits}f}" for v in values), limit])
-    rows.append(["divergences", str(row["divergences"]), "", f"at most {limits['divergences']}"])
-    print_table(["", "worst frame", "median frame", "threshold"], rows)
-    for _, group in groupby(enumerate(row["failing"]), _stretch):  # side by side, for one reason
-        stretch = [frame for _, frame in group]
-        first, last = stretch[0], stretch[-1]
-        print(
-            f"frames {first['frame']} to {last['frame']} ({first['time']:.2f} to "
-            f"{last['time']:.2f} s): {first['reason']}"
-        )
-    print(f"{len(row['failing'])} of {row['frames']} frames fail")
-    say(f"draws and figures are in {Path(row['files']['draws']).parent}")
-
-
-def _stretch(numbered: tuple[int, dict[str, Any]]) -> tuple[int, str]:
-    number, frame = numbered
-    return frame["frame"] - number, frame["reason"]
 
 
 def _schemes(

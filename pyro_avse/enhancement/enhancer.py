@@ -32,6 +32,7 @@ from pyro_avse.typing import (
     Separation,
     Spectrum,
     SpeechPosterior,
+    couples_frames,
 )
 from pyro_avse.weights.checkpoint import load_prior
 
@@ -91,6 +92,7 @@ class Enhancer:
         lips_mask: Bool[np.ndarray, "video_frame"] | None = None,
         sample_rate: int = SAMPLE_RATE,
         seed: int = 0,
+        progress: Callable[[float, str], None] | None = None,
     ) -> Enhanced:
         """Enhance one recording.
 
@@ -99,12 +101,13 @@ class Enhancer:
             lips: grey mouth regions, uint8 or in [0, 1], at `fps` frames a second; or what `load_lips` returned.
             lips_mask: False for video frames that show no mouth; there the sound alone counts. None: all do.
             seed: of every random draw.
+            progress: as of `separate`.
 
         Raises:
             InputError: sound or lips that cannot be used, lips missing where the prior needs them.
         """
         recording = self.prepare(mixture, lips, fps, lips_mask=lips_mask, sample_rate=sample_rate)
-        return self.separate(recording, seed=seed)
+        return self.separate(recording, seed=seed, progress=progress)
 
     def prepare(
         self,
@@ -226,13 +229,17 @@ class Enhancer:
             scheme: `ldem` or `mcem` with its settings of a block of 0.1 s; None: `live_scheme()`.
             seed: of every random draw.
 
-        Raises InputError for a guide that looks ahead, and a prior that needs lips.
+        Raises InputError for a guide that looks ahead, and a prior that needs lips or couples frames.
         """
         from pyro_avse.enhancement.live import Stream
 
         if self.prior.requires_lips:
             raise InputError(
                 f"a stream has no lips, which {type(self.prior).__name__} needs: take a_vae"
+            )
+        if couples_frames(self.prior):
+            raise InputError(
+                f"a stream comes in by frames, and {type(self.prior).__name__} looks at whole recordings: take a_vae"
             )
         alone = getattr(self.prior, "without_lips", self.prior)
         found: Any = self.guide if guide is None else guide.to(self.device)
@@ -341,6 +348,7 @@ def enhance(
     guide: str | Path | None = "own",
     device: str = "auto",
     seed: int = 0,
+    progress: Callable[[float, str], None] | None = None,
 ) -> Enhanced:
     """Enhance one noisy recording with a bundled model.
 
@@ -353,6 +361,7 @@ def enhance(
         model: a bundled name or a weight file.
         inference: a name of `SCHEMES`, or a scheme with settings of its own.
         guide: for noisy speech: "own", the one that came with the model if there is one; None; or a file of yours.
+        progress: told the fraction done, and a text, after every EM iteration; `notebook_bar()` in a notebook.
 
     Returns:
         `Enhanced`, whose `.speech` is float32 of the mixture's length and level.
@@ -363,4 +372,12 @@ def enhance(
     prior, stft = load_prior(model, guide=guide)
     scheme = find_scheme(inference) if isinstance(inference, str) else inference
     enhancer = Enhancer(prior, scheme, stft=stft, device=device)
-    return enhancer(mixture, lips, fps, lips_mask=lips_mask, sample_rate=sample_rate, seed=seed)
+    return enhancer(
+        mixture,
+        lips,
+        fps,
+        lips_mask=lips_mask,
+        sample_rate=sample_rate,
+        seed=seed,
+        progress=progress,
+    )

@@ -22,6 +22,7 @@ from torch import Tensor
 from pyro_avse.errors import InputError
 from pyro_avse.inference.adaptation import Adaptation, DualAveraging, step_size_of
 from pyro_avse.inference.run import run_chains
+from pyro_avse.lab.short_chains import check_superchains, nested_limit, nested_rhat
 from pyro_avse.typing import JSON, Chains, Codes, Kernel, Power, Separation
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ class Diagnosis:
     rhat: FrameArray
     """Infinite where no chain ever moved."""
     ess_bulk: FrameArray
-    """Of all chains together; 0 where no chain ever moved."""
+    """Of all chains together; 0 where no chain ever moved; NaN where chains are too short to tell."""
     ess_tail: FrameArray
     acceptance: FrameArray
     """Mean over chains and draws, in [0, 1]."""
@@ -125,14 +126,18 @@ class Diagnosis:
     """How many, in all chains."""
     chains: int = 2
     """One has no R-hat: NaN."""
+    rhat_max: float = RHAT_MAX
+    """Of nested R-hat what a frame at rest seldom exceeds (`nested_limit`)."""
 
     def failures(self) -> dict[tuple[int, ...], str]:
         """Frames, by their indices (utterance, ..., frame), that miss a threshold, and which, in words."""
         one = self.chains < 2
         missed = {
-            "no R-hat: one chain" if one else f"R-hat over {RHAT_MAX}": ~(self.rhat <= RHAT_MAX),
-            f"bulk ESS under {ESS_MIN}": ~(self.ess_bulk >= ESS_MIN),
-            f"tail ESS under {ESS_MIN}": ~(self.ess_tail >= ESS_MIN),
+            "no R-hat: one chain" if one else f"R-hat over {self.rhat_max:.4g}": ~(
+                self.rhat <= self.rhat_max
+            ),
+            f"bulk ESS under {ESS_MIN}": self.ess_bulk < ESS_MIN,
+            f"tail ESS under {ESS_MIN}": self.ess_tail < ESS_MIN,
             f"acceptance under {ACCEPTANCE_MIN}": ~(self.acceptance >= ACCEPTANCE_MIN),
             "divergences": self.divergences > DIVERGENCES_MAX,
         }
@@ -164,16 +169,19 @@ def finite_or_none(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-def diagnose(idata: Any) -> Diagnosis:
+def diagnose(idata: Any, superchains: int | None = None) -> Diagnosis:
     """R-hat, ESS, acceptance and divergences of every frame of what `to_inference_data` made.
 
     ArviZ calls draws that never move perfect; here they are not (see `Diagnosis`). Takes about 2 ms a code and frame.
-    Raises InputError for fewer than four draws a chain.
+    With `superchains`, groups of chains of which each began at one point, R-hat is nested, and no ESS is asked.
+    Raises InputError for fewer than four draws a chain, or as `nested_rhat`.
     """
     import arviz
 
     z = idata["posterior"]["z"]
     chains, draws = z.sizes["chain"], z.sizes["draw"]
+    if superchains is not None:
+        return _of_superchains(idata, superchains)
     if draws < LEAST_DRAWS:
         raise InputError(
             f"{draws} draws a chain have no R-hat and no ESS: take {LEAST_DRAWS} or more"
@@ -199,6 +207,24 @@ def diagnose(idata: Any) -> Diagnosis:
             divergences=_of_frames(diverging.sum(("chain", "draw")), moved),
             chains=chains,
         )
+
+
+def _of_superchains(idata: Any, superchains: int) -> Diagnosis:
+    """By nested R-hat."""
+    z, stats = idata["posterior"]["z"], idata["sample_stats"]
+    rhat = nested_rhat(z.values, superchains)
+    like = z.isel(chain=0, draw=0, latent=0)
+    diverging = stats["diverging"] if "diverging" in stats else 0 * stats["lp"]
+    chains, codes = z.sizes["chain"], z.sizes["latent"]
+    return Diagnosis(
+        rhat=rhat,
+        ess_bulk=np.full(rhat.shape, np.nan),
+        ess_tail=np.full(rhat.shape, np.nan),
+        acceptance=_of_frames(stats["acceptance_rate"].mean(("chain", "draw")), like),
+        divergences=_of_frames(diverging.sum(("chain", "draw")), like),
+        chains=chains,
+        rhat_max=nested_limit(chains, superchains, codes),
+    )
 
 
 def _of_frames(values: Any, like: Any) -> FrameArray:
@@ -234,13 +260,18 @@ def sample_posterior(
 
 
 @torch.no_grad()
-def starting_points(separation: Separation, chains: int, *, rng: torch.Generator) -> Codes:
+def starting_points(
+    separation: Separation, chains: int, *, superchains: int | None = None, rng: torch.Generator
+) -> Codes:
     """`chains` points (chain, ..., frame, latent): where the scheme's first chain stands, then draws of the prior.
 
     Chains that all start in one mode agree, whatever they miss: R-hat asks for starts that are wider apart than the
     posterior, as p(z_n | k) is, k = 0, 1, ... in turn. A target without `components` has where the scheme's chains
-    stand, over and over: its R-hat says less.
+    stand, over and over: its R-hat says less. With `superchains` so many groups of chains begin at one such point each.
     """
+    if superchains is not None:
+        each = check_superchains(chains, superchains)
+        return starting_points(separation, superchains, rng=rng).repeat_interleave(each, 0)
     z, target = separation.z, separation.target
     starts = z[torch.arange(chains, device=z.device) % len(z)]
     prior = getattr(getattr(target, "collapsed", target), "components", None)

@@ -33,6 +33,8 @@ class Frames:
     """|STFT|^2, (frame, freq) float32."""
     lips: Tensor | None
     """(frame, 67, 67) uint8; None where the model does not see them."""
+    ends: tuple[int, ...] = ()
+    """Where each clip ends: for priors that couple frames."""
 
     def __len__(self) -> int:
         return len(self.power)
@@ -57,19 +59,20 @@ def load_frames(
     Raises:
         InputError: no clip is left.
     """
-    power, lips = [], []
+    power, lips, ends = [], [], [0]
     usable = (u for u in utterances if u.lips is not None or not with_lips)
     for spectrum, seen in load_clips(
         usable, stft, with_lips=with_lips, noise_floor_db=noise_floor_db, seed=seed, level=level
     ):
         power.append(spectrum.abs().square())
+        ends.append(ends[-1] + len(spectrum))
         if seen is not None:
             lips.append(seen)
     if not power:
         raise InputError(
             f"no clips{' with lips' if with_lips else ''} to train on in the data folders"
         )
-    return Frames(torch.cat(power), torch.cat(lips) if with_lips else None)
+    return Frames(torch.cat(power), torch.cat(lips) if with_lips else None, tuple(ends[1:]))
 
 
 def load_clips(

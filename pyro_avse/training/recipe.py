@@ -56,6 +56,9 @@ class Data:
     differ by."""
     hop: int = 533
     """Samples from one STFT frame to the next; the window has 1024."""
+    cut: float = 2.5
+    """Seconds of speech that a prior which couples frames is trained on at once; of others no setting. `batch_size`
+    then counts such cuts, and what is drawn for frames is drawn for cuts."""
 
 
 @dataclass(frozen=True)

@@ -41,8 +41,9 @@ from pyro_avse.training.crew import ALONE, Crew
 from pyro_avse.training.enumeration import check_elbo
 from pyro_avse.training.frames import Frames
 from pyro_avse.training.recipe import Recipe
+from pyro_avse.training.sequences import cut_frames, draw_cuts, path_loss, validate_paths
 from pyro_avse.training.tilt import tilt_spectra
-from pyro_avse.typing import JSON, InputError, Responsibilities, SpeechPrior
+from pyro_avse.typing import JSON, InputError, Responsibilities, SpeechPrior, couples_frames
 from pyro_avse.weights.tensors import load_state
 
 
@@ -68,7 +69,8 @@ class Trainer:
         self.prior, self.recipe, self.elbo, self.score = prior, recipe, elbo, score
         self.criterion = "valid_elbo" if score is None else "valid_si_sdr"
         self.train, self.valid = train, valid
-        self.enumerates = check_elbo(prior, elbo, train)
+        self.cut = cut_frames(recipe) if couples_frames(prior) else 0
+        self.enumerates = False if self.cut else check_elbo(prior, elbo, train)
         self.optimiser = torch.optim.Adam(
             prior.parameters(), lr=recipe.training.learning_rate, fused=True
         )
@@ -111,7 +113,7 @@ class Trainer:
                     mean_responsibility = update_mixing_weight(self.table)
             self.prior.mixing_weight.copy_(mean_responsibility)  # (25)
             validation = self.crew.of_first(
-                lambda: validate(self.prior, self.valid, seed=self.recipe.seed)
+                lambda: validate(self.prior, self.valid, seed=self.recipe.seed, cut=self.cut)
             )
         except ValueError as error:
             if "constraint" not in str(error):  # what Pyro says of parameters that are NaN
@@ -143,6 +145,9 @@ class Trainer:
         """Mean ELBO of the epoch's steps, and the mean of the r(alpha_n) they used."""
         size, count = self.crew.size * self.recipe.training.batch_size, len(self.train)
         order = torch.randperm(count)
+        if self.cut:
+            order = draw_cuts(self.train.ends, self.cut, at_random=True)
+            order, count = order[torch.randperm(len(order))], order.numel()
         total = torch.zeros((), device=self.device)
         responsibility = torch.zeros_like(self.prior.mixing_weight)
         for number, index in enumerate(order.split(size)):
@@ -164,11 +169,10 @@ class Trainer:
             loss, r = self.bound(*batch, index[share])
         # none, not 0: with a gradient of 0 Adam would still move a resting encoder
         self.optimiser.zero_grad(set_to_none=True)
-        (
-            self.crew.size * weight * loss / len(index)
-        ).backward()  # the crew's gradients are averaged
+        loss = weight * loss
+        (self.crew.size * loss / index.numel()).backward()  # the crew's gradients are averaged
         self.optimiser.step()
-        return weight * loss.detach(), weight * r
+        return loss.detach(), weight * r
 
     def _loss(
         self, power: Tensor, lips: Tensor | None, heard: Tensor, index: Tensor
@@ -176,11 +180,12 @@ class Trainer:
         """Minus the bound of a minibatch, and the r(alpha_n) it was taken at."""
         heard_by = {"encoder_power": heard}
         model, guide, pi = self.prior.model, self.prior.guide, self.prior.mixing_weight
+        if self.cut:
+            loss = path_loss(self.prior, power, lips, heard, self.recipe.training.kl_weight)
+            return loss, power.new_ones(1, index.numel())
         if self.prior.num_components == 1:
-            default = (
-                TraceEnum_ELBO(max_plate_nesting=1) if self.enumerates else TraceMeanField_ELBO()
-            )
-            elbo = self.elbo or default
+            enumerating, plain = TraceEnum_ELBO(max_plate_nesting=1), TraceMeanField_ELBO()
+            elbo = self.elbo or (enumerating if self.enumerates else plain)
             lips = self.prior.visual_features(lips)  # once for model and guide
             loss = elbo.differentiable_loss(model, guide, power, lips, **heard_by)
             return loss, power.new_ones(1, len(power))
@@ -209,20 +214,24 @@ class Trainer:
 
     def _batch(self, index: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
         """Clean power, lips, and the power that the audio encoder hears."""
-        power = heard = self.train.power.index_select(0, index).to(self.device)
+        power = heard = self.train.power[index].to(self.device)
         lips = self.train.lips
         if self.noise_level:
-            hit = self.noisy[index].to(self.device)[:, None]
+            hit = self.noisy[index].to(self.device)[..., None]
             heard = power + hit * self.noise_level * torch.rand_like(power)
         if quieter := self.recipe.data.level_range_db:
-            scale = 10 ** (-0.1 * quieter * torch.rand(len(index), 1, device=self.device))
+            each = torch.rand(len(index), *[1] * index.dim(), device=self.device)
+            scale = 10 ** (-0.1 * quieter * each)
             power, heard = scale * power, scale * heard
         if steepest := self.recipe.data.tilt_db:
             power, heard = tilt_spectra(power, heard, steepest)
         if lips is not None:
-            lips = lips.index_select(0, index).to(self.device)
+            lips = lips[index].to(self.device)
             if strength := self.recipe.data.augment_lips:
-                lips = augment_lips(lips, strength)
+                if self.cut:
+                    lips = torch.stack([augment_lips(v, strength, together=True) for v in lips])
+                else:
+                    lips = augment_lips(lips, strength)
         return power, lips, heard
 
     def _noise_injection(self) -> tuple[float, Tensor]:
@@ -324,7 +333,7 @@ def enumerated_negative_elbo(
 
 
 @torch.no_grad()
-def validate(prior: Any, frames: Frames, *, seed: int) -> JSON:
+def validate(prior: Any, frames: Frames, *, seed: int, cut: int = 0) -> JSON:
     """The bound (17) and its parts on held-out frames, in nats a frame, by draws of a fixed seed.
 
     r(alpha_n) is (22) at one draw of every encoder, and J_k is taken at another: for r that does not know J's draw the
@@ -334,6 +343,9 @@ def validate(prior: Any, frames: Frames, *, seed: int) -> JSON:
     never learns, and epochs are then told apart by how prior and decoder fit the codes that it began with.
     """
     device = prior.mixing_weight.device
+    if cut:
+        with seeded(seed, device=device):
+            return validate_paths(prior, frames, cut)
     sums = torch.zeros(3, device=device)
     responsibility = torch.zeros_like(prior.mixing_weight)
     encoders = getattr(prior, "alternate", ()) or (None,)

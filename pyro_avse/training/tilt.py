@@ -13,20 +13,21 @@ FLAT_BELOW = 8
 
 
 def tilt_spectra(
-    power: Float[Tensor, "frame freq"],
-    heard: Float[Tensor, "frame freq"],
+    power: Float[Tensor, "frame *freq"],
+    heard: Float[Tensor, "frame *freq"],
     steepest: float,
     rng: torch.Generator | None = None,
-) -> tuple[Float[Tensor, "frame freq"], Float[Tensor, "frame freq"]]:
-    """Both with one response per frame: a slope uniform between -steepest and steepest, in dB an octave, and the gain
-    that keeps the mean of `power`. Below 125 Hz it is flat. `rng`: None is
-    torch's own generator, which a training run seeds for each epoch.
+) -> tuple[Float[Tensor, "frame *freq"], Float[Tensor, "frame *freq"]]:
+    """Both with one response per frame, or per cut (cut, frame, freq): a slope uniform between -steepest and steepest,
+    in dB an octave, and the gain that keeps the mean of `power`. Below 125 Hz it is flat. `rng`: None is torch's own
+    generator, which a training run seeds for each epoch.
     """
     bins = torch.arange(power.shape[-1], device=power.device, dtype=power.dtype).clamp_min(
         FLAT_BELOW
     )
-    u = torch.rand(len(power), 1, generator=rng, device=power.device, dtype=power.dtype)
+    shape, inner = (len(power), *[1] * (power.dim() - 1)), tuple(range(1, power.dim()))
+    u = torch.rand(shape, generator=rng, device=power.device, dtype=power.dtype)
     response = 10 ** (0.1 * steepest * (2 * u - 1) * torch.log2(bins))
-    gain = power.sum(-1) / (response * power).sum(-1).clamp_min(1e-30)  # a silent frame stays it
-    response = response * gain[:, None]
+    after = (response * power).sum(inner, keepdim=True)
+    response = response * power.sum(inner, keepdim=True) / after.clamp_min(1e-30)  # silence stays
     return response * power, response * heard
