@@ -7,9 +7,9 @@
     rivals     near, far and white of benchmarks/robustness.py, every --every-th recording: SI-SDR in dB / STOI, and in
                near the share of words that PocketSphinx gets right (chance is 0.19); process time of one thread a
                second of sound
-    crossing   GRID's validation clips at -5, 0 and 5 dB, SI-SDR gained: in the second halves of the noises whose first
-               halves trained gabbay, and in noises that it never heard. Noises differ in how hard they are, so read
-               each system against the others in the same column
+    crossing   GRID's validation clips at -5, 0 and 5 dB, every --every-th mixture, SI-SDR gained / STOI: in the second
+               halves of the noises whose first halves trained gabbay, and in noises that it never heard. Noises
+               differ in how hard they are, so read each system against the others in the same column
 
 Priors and rivals heard GRID's three speakers in training, in other sentences. Only gabbay heard a recorded noise.
 """
@@ -59,7 +59,9 @@ def main() -> None:
     args.clips, args.no_rivals, args.models = 3, True, []
     torch.set_num_threads(1)
     for table in args.only:
-        cases = recordings(args, OURS[0]) if table == "rivals" else list(crossing(args))
+        cases = (
+            recordings(args, OURS[0]) if table == "rivals" else list(crossing(args))[:: args.every]
+        )
         make = mixture_of if table == "rivals" else crossed
         columns = table_of if table == "rivals" else gains_of
         for number, name in enumerate(args.systems):
