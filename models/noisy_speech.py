@@ -37,6 +37,7 @@ from torch import Tensor
 from pyro_avse.distributions import ComplexNormal, align_components
 from pyro_avse.models.markov import utterance_plates
 from pyro_avse.models.mixture import select_component
+from pyro_avse.models.noisy_switching import noisy_switching, recorded
 from pyro_avse.typing import (
     FrameMask,
     InputError,
@@ -80,7 +81,7 @@ def noisy_speech(
     """
     frames = noise_variance.shape[:-1] if mixture is None else mixture.shape[:-1]
     if hasattr(prior, "transition"):
-        return _noisy_switching(
+        return noisy_switching(
             prior,
             mixture,
             lips,
@@ -118,7 +119,7 @@ def noisy_speech(
                 own_response = None if log_response is None else log_response[..., j, :]
             number = "" if speakers is None else f"_{j + 1}"
             log_variance = _speech(prior, own_lips, own_pi, len(frames), number)
-            log_variance = _recorded(log_variance, own_gain, own_response)
+            log_variance = recorded(log_variance, own_gain, own_response)
             if speech_latent:
                 s = pyro.sample(f"s{number}", ComplexNormal(0, log_variance).to_event(1))  # (9)
                 heard.append(s)
@@ -166,7 +167,7 @@ def _noisy_utterances(
 
     with utterance_plates(tuple(utterances)):
         z = pyro.sample("z", prior.latent_path((*utterances, num_frames), lips))
-        log_variance = _recorded(prior.log_variance(z, lips)[0], gain, log_response)
+        log_variance = recorded(prior.log_variance(z, lips)[0], gain, log_response)
         if speech_latent:
             s = pyro.sample("s", ComplexNormal(0, log_variance).mask(sound).to_event(2))
             x = ComplexNormal(s, noise_variance.log())  # (28)
@@ -174,48 +175,3 @@ def _noisy_utterances(
             x = ComplexNormal(0, torch.log(log_variance.exp() + noise_variance))  # S17
         found: Spectrum = pyro.sample("x", x.mask(sound).to_event(2), obs=mixture)
         return found
-
-
-def _noisy_switching(
-    prior: Any,
-    mixture: Spectrum | None,
-    lips: Tensor | None,
-    noise_variance: Power,
-    mixing_weight: MixingWeight | None,
-    gain: Tensor | None,
-    log_response: Tensor | None,
-    speech_latent: bool,
-    mask: FrameMask | None,
-) -> Spectrum:
-    """The same frame after frame, alpha_n | alpha_n-1 ~ Cat(A): sites alpha_n, z_n, s_n and x_n, alpha_1:N enumerated.
-
-    What `mask` leaves out adds nothing: alpha_n goes on there, unheard.
-    """
-    utterances = noise_variance.shape[:-2]
-    pi = None if mixing_weight is None else mixing_weight.movedim(0, -1)
-    found = []
-    with utterance_plates(utterances):
-        for n, log_variance in prior.frames(
-            noise_variance.shape[:-1], prior.visual_features(lips), pi, mask
-        ):
-            noise = noise_variance[..., n, :]
-            g = None if gain is None else gain[..., n : n + 1]
-            log_variance = _recorded(log_variance[..., None, :], g, log_response)[..., 0, :]
-            sound = True if mask is None else mask[..., n]
-            if speech_latent:
-                s = pyro.sample(f"s_{n}", ComplexNormal(0, log_variance).to_event(1).mask(sound))
-                x = ComplexNormal(s, noise.log())  # (28)
-            else:
-                x = ComplexNormal(0, torch.log(log_variance.exp() + noise))  # S17
-            heard = None if mixture is None else mixture[..., n, :]
-            found.append(pyro.sample(f"x_{n}", x.to_event(1).mask(sound), obs=heard))
-    return torch.stack(found, -2)
-
-
-def _recorded(log_variance: Tensor, gain: Tensor | None, log_response: Tensor | None) -> Tensor:
-    """log g_n c sigma."""
-    if gain is not None:
-        log_variance = log_variance + gain.log()[..., None]
-    if log_response is not None:
-        log_variance = log_variance + log_response[..., None, :]
-    return log_variance
