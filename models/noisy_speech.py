@@ -25,7 +25,6 @@ program.
 
 from contextlib import ExitStack
 from functools import reduce
-from typing import Any
 
 import pyro
 import pyro.poutine as poutine
@@ -35,9 +34,8 @@ from pyro.distributions import Categorical, Normal
 from torch import Tensor
 
 from pyro_avse.distributions import ComplexNormal, align_components
-from pyro_avse.models.markov import utterance_plates
 from pyro_avse.models.mixture import select_component
-from pyro_avse.models.noisy_switching import noisy_switching, recorded
+from pyro_avse.models.noisy_paths import noisy_switching, noisy_utterances, recorded
 from pyro_avse.typing import (
     FrameMask,
     InputError,
@@ -97,7 +95,7 @@ def noisy_speech(
             raise InputError(
                 "several speakers need a prior whose frames are independent: take vae_mm"
             )
-        return _noisy_utterances(
+        return noisy_utterances(
             prior, mixture, lips, noise_variance, gain, log_response, speech_latent, mask
         )
     pi = prior.mixing_weight if mixing_weight is None else mixing_weight
@@ -148,30 +146,3 @@ def _speech(
     if len(log_variance) == 1 or alpha is None:
         return log_variance[0]
     return select_component(log_variance, alpha)
-
-
-def _noisy_utterances(
-    prior: Any,
-    mixture: Spectrum | None,
-    lips: Tensor | None,
-    noise_variance: Power,
-    gain: Tensor | None,
-    log_response: Tensor | None,
-    speech_latent: bool,
-    mask: FrameMask | None,
-) -> Spectrum:
-    """The same with utterances for events: one component, and a plate for each utterance axis alone."""
-    *utterances, num_frames = noise_variance.shape[:-1]
-    prior = prior.within(mask=mask)
-    sound = True if mask is None else mask[..., None]
-
-    with utterance_plates(tuple(utterances)):
-        z = pyro.sample("z", prior.latent_path((*utterances, num_frames), lips))
-        log_variance = recorded(prior.log_variance(z, lips)[0], gain, log_response)
-        if speech_latent:
-            s = pyro.sample("s", ComplexNormal(0, log_variance).mask(sound).to_event(2))
-            x = ComplexNormal(s, noise_variance.log())  # (28)
-        else:
-            x = ComplexNormal(0, torch.log(log_variance.exp() + noise_variance))  # S17
-        found: Spectrum = pyro.sample("x", x.mask(sound).to_event(2), obs=mixture)
-        return found

@@ -83,6 +83,7 @@ FLOORS = (
     {"lab"},
     {"sweep", "training"},
     {"enhancement"},
+    {"rivals"},
     {"weights"},
     {"inference"},
     {"models", "data"},

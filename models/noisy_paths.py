@@ -1,4 +1,8 @@
-"""Speech in noise where alpha_1:N is a Markov chain: `noisy_speech` frame after frame. [Sadeghi2021b]"""
+"""The joint of models/noisy_speech.py where frames are not independent: dynamical priors, and switching ones.
+
+Of a dynamical prior z_1:N is drawn at once, and the utterance is one event. Under a switching prior alpha_n goes from
+frame to frame.
+"""
 
 from typing import Any
 
@@ -9,6 +13,33 @@ from torch import Tensor
 from pyro_avse.distributions import ComplexNormal
 from pyro_avse.models.markov import utterance_plates
 from pyro_avse.typing import FrameMask, MixingWeight, Power, Spectrum
+
+
+def noisy_utterances(
+    prior: Any,
+    mixture: Spectrum | None,
+    lips: Tensor | None,
+    noise_variance: Power,
+    gain: Tensor | None,
+    log_response: Tensor | None,
+    speech_latent: bool,
+    mask: FrameMask | None,
+) -> Spectrum:
+    """`noisy_speech` with utterances for events: one component, and a plate for each utterance axis alone."""
+    *utterances, num_frames = noise_variance.shape[:-1]
+    prior = prior.within(mask=mask)
+    sound = True if mask is None else mask[..., None]
+
+    with utterance_plates(tuple(utterances)):
+        z = pyro.sample("z", prior.latent_path((*utterances, num_frames), lips))
+        log_variance = recorded(prior.log_variance(z, lips)[0], gain, log_response)
+        if speech_latent:
+            s = pyro.sample("s", ComplexNormal(0, log_variance).mask(sound).to_event(2))
+            x = ComplexNormal(s, noise_variance.log())  # (28)
+        else:
+            x = ComplexNormal(0, torch.log(log_variance.exp() + noise_variance))  # S17
+        found: Spectrum = pyro.sample("x", x.mask(sound).to_event(2), obs=mixture)
+        return found
 
 
 def noisy_switching(
@@ -22,9 +53,9 @@ def noisy_switching(
     speech_latent: bool,
     mask: FrameMask | None,
 ) -> Spectrum:
-    """`noisy_speech` of a `Switching` prior: sites alpha_n, z_n, s_n and x_n, frame after frame, alpha_1:N enumerated.
+    """`noisy_speech` frame after frame, alpha_n | alpha_n-1 ~ Cat(A): sites alpha_n, z_n, s_n and x_n.
 
-    What `mask` leaves out adds nothing: alpha_n goes on there, unheard.
+    alpha_1:N is enumerated. What `mask` leaves out adds nothing: alpha_n goes on there, unheard.
     """
     utterances = noise_variance.shape[:-2]
     pi = None if mixing_weight is None else mixing_weight.movedim(0, -1)
