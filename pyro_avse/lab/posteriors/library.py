@@ -78,11 +78,6 @@ class Posterior:
     """float64 tensors and single numbers, by the names of the story."""
 
     @property
-    def about(self) -> str:
-        """In a line."""
-        return POSTERIORS[self.name]
-
-    @property
     def story(self) -> Story:
         """Its density, in torch."""
         return STORIES[self.kind](torch, self.arrays)
