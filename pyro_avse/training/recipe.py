@@ -131,9 +131,11 @@ class GuideRecipe:
     noise_floor_db: float = 40.0
     """As in [data] of a prior's recipe."""
     lips_dropped: float = 0.3
-    """How often a recording's lips are taken away in training."""
+    """How often a recording's lips, or a speaker's, are taken away in training."""
+    separates: bool = False
+    """Whether it is to hear several speakers, and to tell them apart by their lips."""
     options: JSON = field(default_factory=dict)
-    """Of `NoisyGuide`: hidden, layers, causal."""
+    """Of `NoisyGuide`: hidden, layers, causal; of `SeparatingGuide`: hidden."""
     training: GuideTraining = field(default_factory=GuideTraining)
 
 

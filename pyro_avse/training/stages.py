@@ -22,7 +22,6 @@ from pyro_avse.data.corpora.corpus import find_utterances
 from pyro_avse.enhancement.find import find_device
 from pyro_avse.models import MODELS
 from pyro_avse.stft import STFT
-from pyro_avse.training.amortise import train_guide
 from pyro_avse.training.crew import ALONE, Crew
 from pyro_avse.training.folder import CHECKPOINT, CURVES, LOG, WEIGHTS, find_checkpoint, write_log
 from pyro_avse.training.frames import Frames, load_frames
@@ -37,6 +36,7 @@ from pyro_avse.training.recipe import (
 from pyro_avse.training.selection import EnhancementScore
 from pyro_avse.training.supervised import train_rival
 from pyro_avse.training.svi import Trainer, seeded
+from pyro_avse.training.train_guide import train_guide
 from pyro_avse.typing import JSON, InputError
 from pyro_avse.weights.checkpoint import find_weights, save_prior
 from pyro_avse.weights.tensors import load_state, load_tensors, save_tensors
