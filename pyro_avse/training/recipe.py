@@ -54,6 +54,9 @@ class Data:
     augment_lips: float = 0.0
     """Strength of the random changes to the training lips (`data.lips.augment`); 0 none, 1 what cameras and faces
     differ by."""
+    bad_lips: float = 0.0
+    """Share of every clip's pictures that are made bad, in training and validation (`data.lips.corrupt`): by a patch,
+    frozen or black, a clip by one of the three. What learns when lips are bad has to see some."""
     hop: int = 533
     """Samples from one STFT frame to the next; the window has 1024."""
     cut: float = 2.5
@@ -224,6 +227,10 @@ def parse_recipe(content: JSON, *, source: str) -> Recipe:
     if recipe.data.noisy_fraction > 1:
         raise InputError(
             f"{source} [data]: noisy_fraction is {recipe.data.noisy_fraction}: expected a share from 0 to 1"
+        )
+    if recipe.data.bad_lips >= 1:
+        raise InputError(
+            f"{source} [data]: bad_lips is {recipe.data.bad_lips}: expected a share from 0 to less than 1"
         )
     if recipe.training.epochs > 0 and recipe.training.patience < 1:
         raise InputError(f"{source} [training]: patience is 0: expected 1 or more")

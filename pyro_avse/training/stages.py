@@ -297,7 +297,7 @@ def _load_frames(recipe: Recipe, prior: Any, load: Callable[..., Frames]) -> lis
     if recipe.training.epochs == 0:
         return []
     floor, stft = recipe.data.noise_floor_db or None, STFT(hop=recipe.data.hop)
-    settings = (stft, prior.uses_lips, floor, recipe.seed, recipe.data.level)
+    settings = (stft, prior.uses_lips, floor, recipe.seed, recipe.data.level, recipe.data.bad_lips)
     return [load(split, *settings) for split in SPLITS]
 
 
@@ -309,6 +309,7 @@ def _load_split(
     noise_floor_db: float | None,
     seed: int,
     level: Literal["peak", "speech"],
+    bad_lips: float,
 ) -> Frames:
     utterances = [u for root in roots for u in find_utterances(root, split)]
     if with_lips and not any(u.lips for u in utterances):
@@ -323,4 +324,5 @@ def _load_split(
         noise_floor_db=noise_floor_db,
         seed=seed,
         level=level,
+        bad_lips=bad_lips,
     )
