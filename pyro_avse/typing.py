@@ -357,5 +357,10 @@ def couples_frames(prior: Any) -> bool:
     return bool(getattr(prior, "couples_frames", False))
 
 
+def switches(prior: Any) -> bool:
+    """Whether alpha_1:N is a Markov chain (`models/switching.py`), and frames are independent given it."""
+    return hasattr(prior, "transition")
+
+
 JSON = dict[str, Any]
 """What a JSON object, or a TOML table, becomes."""

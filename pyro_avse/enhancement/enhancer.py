@@ -131,21 +131,26 @@ class Enhancer:
 
         `lips` are of the whole recording, which lasts `duration` seconds. Raises InputError as `prepare`.
         """
-        parts = split(audio.waveform, audio.level)
-        x = self.stft.analyse(torch.from_numpy(parts.heard.astype(np.float32)).to(self.device))
+        sound = self.hear(audio)
         if lips is None:
             if self.prior.requires_lips:
                 raise InputError(
                     f"{type(self.prior).__name__} needs the lips: give --lips (lips=), or take a_vae"
                 )
-            return Recording(audio, parts, x, None)
-        times = start + self.stft.frame_times(len(x))
+            return sound
+        times = start + self.stft.frame_times(len(sound.spectrum))
         seen, known = lips_on_grid(lips, times, duration), mask_on_grid(lips, times)
         if not self.prior.uses_lips:
-            return Recording(audio, parts, x, None)
+            return sound
         on_device = torch.from_numpy(seen).to(self.device)
         mask = None if known is None else torch.from_numpy(known).to(self.device)
-        return Recording(audio, parts, x, on_device, mask)
+        return replace(sound, lips=on_device, lips_mask=mask)
+
+    def hear(self, audio: Audio) -> "Recording":
+        """Sound alone, on the STFT's grid."""
+        parts = split(audio.waveform, audio.level)
+        x = self.stft.analyse(torch.from_numpy(parts.heard.astype(np.float32)).to(self.device))
+        return Recording(audio, parts, x, None)
 
     def separate(
         self,
