@@ -17,7 +17,6 @@ Machine Learning 15, 2021.
 
 import copy
 from collections.abc import Callable
-from contextlib import ExitStack
 from typing import Any
 
 import pyro
@@ -27,6 +26,7 @@ from pyro.distributions import Independent
 from torch import Tensor, nn
 
 from pyro_avse.distributions import ComplexNormal, Path, unchecked_normal
+from pyro_avse.models.markov import utterance_plates
 from pyro_avse.models.nets import LipsEmbedding
 from pyro_avse.typing import Codes, FrameMask, Power
 
@@ -189,11 +189,3 @@ class Dynamical(nn.Module):
             return mean, torch.exp(0.5 * log_variance), memory
 
         return Path(conditional, frames, self.latent_dim, self.mixing_weight, self.mask)
-
-
-def utterance_plates(utterances: tuple[int, ...]) -> ExitStack:
-    """A plate for each utterance axis."""
-    plates = ExitStack()
-    for dim, size in enumerate(reversed(utterances), start=1):
-        plates.enter_context(pyro.plate(f"utterance_{dim}", size, dim=-dim))
-    return plates

@@ -34,6 +34,7 @@ from pyro_avse.files import (
     write_atomically,
 )
 from pyro_avse.stft import STFT
+from pyro_avse.training.folder import find_checkpoint
 from pyro_avse.typing import InputError
 from pyro_avse.weights.checkpoint import save_prior
 from pyro_avse.weights.import_weights import import_weights
@@ -294,3 +295,31 @@ def test_kill_9_is_cleaned_up_by_the_next(tmp_path: Path) -> None:
     time.sleep(0.01)
     check_place(tmp_path / "w")
     assert left(tmp_path) == []
+
+
+def test_weights_of_no_run_are_not_trained_over(tmp_path: Path) -> None:
+    """They may be those that the recipe starts from; with a run beside them, --resume goes on."""
+    assert find_checkpoint(tmp_path / "new", {}, resume=False) is None
+    (tmp_path / "weights.safetensors").write_bytes(b"dear")
+    for resume in (False, True):
+        with pytest.raises(
+            InputError, match=r"weights.safetensors: holds weights, but not the run"
+        ):
+            find_checkpoint(tmp_path, {}, resume=resume)
+    assert (tmp_path / "weights.safetensors").read_bytes() == b"dear"
+
+
+@pytest.mark.parametrize("option", ["--speech", "--voices"])
+def test_noise_is_not_drawn_over_what_is_heard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, option: str
+) -> None:
+    kept = tmp_path / "noise_2.wav"
+    soundfile.write(kept, 0.1 * np.random.default_rng(0).standard_normal(16000), 16000)
+    before = kept.read_bytes()
+    command = ["pyro-avse", "data", "draw-noise", "--out", str(tmp_path), option, str(kept)]
+    monkeypatch.setattr("sys.argv", command)
+    with pytest.raises(SystemExit):
+        main()
+    assert "noise_2.wav is the" in capsys.readouterr().err
+    assert kept.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [kept]

@@ -115,8 +115,12 @@ def draw_noise(
     """Hear what guides believe of noise before they hear any: draws of the noise program."""
     from pyro_avse.data.media.saving import save_audio
     from pyro_avse.enhancement.draws import draw_noises
-    from pyro_avse.files import make_folder
+    from pyro_avse.files import make_folder, refuse_inputs
 
+    kinds = ("noise", "mixture")
+    names = [out / f"{kind}_{k}.wav" for k in range(1, count + 1) for kind in kinds]
+    heard = {f"the voice {path}": path for path in voices or []}
+    refuse_inputs(names, {"the speech": speech, **heard})
     written = list(
         draw_noises(count, seconds, speech=speech, snr=snr, voices=voices or [], seed=seed)
     )

@@ -34,7 +34,14 @@ import soundfile
 from jaxtyping import Float32, Float64
 
 from pyro_avse.data.lips.lips import Lips
-from pyro_avse.data.media.audio import Audio, Blocks, cut_blocks, load_audio, open_blocks
+from pyro_avse.data.media.audio import (
+    Audio,
+    Blocks,
+    check_recording,
+    cut_blocks,
+    load_audio,
+    open_blocks,
+)
 from pyro_avse.enhancement.enhanced import Enhanced
 from pyro_avse.enhancement.enhancer import Enhancer, Recording
 from pyro_avse.enhancement.uncertainty import Uncertainty, of_silence
@@ -144,6 +151,7 @@ def open_sound(
     """
     if block != 0 and not block >= 3 * OVERLAP:
         raise InputError(f"blocks of {block:g} s: give {3 * OVERLAP:g} or more, or 0 for none")
+    check_recording(path)
     try:
         lasts = soundfile.info(os.fsencode(path)).duration if block else 0.0
     except (soundfile.LibsndfileError, TypeError):

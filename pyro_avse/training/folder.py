@@ -18,11 +18,16 @@ def find_checkpoint(
 ) -> tuple[dict[str, Tensor], JSON] | None:
     """The checkpoint to go on from, if any; makes the folder.
 
-    Raises InputError for one that is not to be resumed, or that a recipe with other settings made.
+    Raises InputError for one that is not to be resumed, or that a recipe with other settings made, and for weights of
+    no run that stands there: they may be those to start from.
     """
     make_folder(out)
     path = out / CHECKPOINT
     if not path.exists():
+        if (out / WEIGHTS).exists():
+            raise InputError(
+                f"{out / WEIGHTS}: holds weights, but not the run that made them: choose another --out"
+            )
         return None
     if not resume:
         raise InputError(

@@ -59,7 +59,7 @@ def agreement(lips: Lips, sound: Float[np.ndarray, "sample"]) -> float:
         return 0.0
     opening = np.where(shown, opening_rate(lips.frames[:count]), 0.0)
     rising = rise(sound, lips.fps, count)
-    return max(_correlation(opening, rising, lag) for lag in lags)
+    return max(correlation(opening, rising, lag) for lag in lags)
 
 
 def opening_rate(frames: UInt8[np.ndarray, "frame 67 67"]) -> Float[np.ndarray, "frame"]:
@@ -87,7 +87,7 @@ def rise(sound: Float[np.ndarray, "sample"], fps: float, count: int) -> Float[np
     return np.gradient(np.mean(levels, axis=0))
 
 
-def _correlation(
+def correlation(
     mouth: Float[np.ndarray, "frame"], sound: Float[np.ndarray, "frame"], lag: int
 ) -> float:
     """Of the mouth `lag` frames later with the sound; 0 where one of them rests."""

@@ -30,7 +30,7 @@ SHORTEST = 1024 / SAMPLE_RATE
 """One STFT window, in seconds."""
 
 
-DECODED = VIDEOS | {".m4a"}
+DECODED = VIDEOS | {".m4a", ".oga"}
 """What PyAV reads, and libsndfile is not asked for."""
 MOST_BLOCKS = 100_000
 """Of a recording: a month in blocks of 30 s."""
@@ -94,10 +94,7 @@ def load_audio(
     one STFT window (0.064 s).
     """
     path = Path(path)
-    if os.path.isdir(path):
-        raise InputError(f"{path} is a folder: name one sound file in it")
-    if not os.path.exists(path):
-        raise InputError(f"{path} does not exist: check the path")
+    check_recording(path)
     if path.suffix.lower() in DECODED:
         return _decoded(path, channel, track)
     if track:
@@ -107,13 +104,27 @@ def load_audio(
             samples, sample_rate = _read_whole(file, path), file.samplerate
     except InputError as refusal:
         return _decoded(path, channel, track, refusal)
+    if len(samples) == 0:  # recorders that were switched off say so, and have written all the same
+        with contextlib.suppress(InputError):
+            return _decoded(path, channel, track)
     choice = choose([samples], sample_rate, samples.shape[1], channel, str(path))
     audio = _normalise(choice.of(samples), sample_rate, name=str(path), path=path)
     return replace(audio, notes=_said(choice))
 
 
+def check_recording(path: Path) -> None:
+    """Raises InputError for what is missing, a folder, and a pipe, which would keep a reader waiting."""
+    if os.path.isdir(path):
+        raise InputError(f"{path} is a folder: name one sound file in it")
+    if not os.path.exists(path):
+        raise InputError(f"{path} does not exist: check the path")
+    if not os.path.isfile(path):
+        raise InputError(f"{path} is a pipe or a device: give a file, or - for stdin")
+
+
 def count_channels(path: Path, track: int = 0) -> int:
     """Of a recording that `load_audio` reads. Raises InputError likewise."""
+    check_recording(path)
     if path.suffix.lower() not in DECODED:
         with contextlib.suppress(InputError), _opened(path) as file:
             return file.channels

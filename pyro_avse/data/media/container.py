@@ -12,6 +12,10 @@ import av
 from pyro_avse.data.media import TOLERANCE
 from pyro_avse.typing import InputError
 
+MOST_PIXELS = 2**26
+"""Of a picture: twice 8K."""
+PLAYLISTS = {"hls", "dash", "concat", "sdp", "imf", "webm_dash_manifest", "image2", "rtsp", "sap"}
+"""FFmpeg's names of what makes it open other files, or addresses."""
 Kind = Literal["video", "audio"]
 
 
@@ -30,19 +34,39 @@ class Starts:
 
 
 def opened(path: Path) -> Any:
-    """An input container. Raises InputError for a folder, and what is no video."""
+    """An input container.
+
+    Raises InputError for a folder, a pipe, what is no video, a playlist of other files, and pictures of over
+    `MOST_PIXELS`.
+    """
     if path.is_dir():
         raise InputError(f"{path} is a folder: name one video in it")
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path} is a pipe or a device: give a file, or - for stdin")
     try:
-        return av.open(
-            os.path.abspath(path), metadata_errors="replace"
-        )  # a name with a colon is no address
+        container = av.open(
+            os.path.abspath(path),  # a name with a colon is no address
+            metadata_errors="replace",
+            options={"protocol_whitelist": "file"},
+        )
     except (av.FFmpegError, OSError) as error:
         reason = error.strerror or type(error).__name__
         cure = (
             "check the path" if isinstance(error, FileNotFoundError) else "check that it is whole"
         )
         raise InputError(f"{path} cannot be read as a video ({reason}): {cure}") from None
+    if not PLAYLISTS.isdisjoint(container.format.name.split(",")):
+        container.close()
+        raise InputError(f"{path} is a list of other files: name one of them")
+    for stream in container.streams.video:
+        if stream.codec_context is None:
+            continue
+        width, height = stream.codec_context.width, stream.codec_context.height
+        if width * height > MOST_PIXELS:
+            container.close()
+            raise InputError(f"{path} has pictures of {width} x {height} pixels: scale it down")
+        stream.codec_context.options = {"max_pixels": str(MOST_PIXELS)}  # if they grow on the way
+    return container
 
 
 def streams_of(container: Any, kind: Kind) -> list[Any]:

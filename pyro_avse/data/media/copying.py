@@ -175,7 +175,7 @@ def _add(container: Any, stream: Any) -> Any:
     if stream.type == "attachment":
         container.add_attachment(stream.name or "attachment", stream.mimetype or "", stream.data)
         return False
-    made = container.add_stream_from_template(stream)
+    made = container.add_stream_from_template(stream, opaque=True)  # no encoder is needed
     _copy_tags(stream, made)
     return made
 

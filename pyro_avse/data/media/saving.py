@@ -86,7 +86,7 @@ def save_together(
     except soundfile.LibsndfileError as err:
         names = " and ".join(map(str, paths))
         raise InputError(
-            f"{names} cannot hold {channels} channel(s) of {sample_rate} Hz ({err.error_string}): write .wav"
+            f"{names} cannot hold {sample_rate} Hz in {channels} channel(s) ({err.error_string}): write .wav"
         ) from err
 
 

@@ -23,6 +23,8 @@ from pyro_avse.data.media.copying import copy_pictures as copy_pictures
 from pyro_avse.data.media.sound import read_sound as read_sound
 from pyro_avse.typing import InputError
 
+WIDEST = 2**14
+"""Columns to which narrow pixels are stretched at most."""
 FASTEST = 120.0
 """Frames a second at most where the rate varies: mouths are no faster, and two stamps that nearly agree no rate."""
 
@@ -55,6 +57,7 @@ def read_pictures(
             raise InputError(f"{path} has no pictures: give a video, or the lips' file")
         start = read_starts(path, track).sound
         rate = stream.average_rate or Fraction(25)
+        shape = float(stream.sample_aspect_ratio or 1)
         sounds = False
         for number, frame in enumerate(frames_of(container, stream, path)):
             if frame.is_corrupt and not sounds:
@@ -64,7 +67,7 @@ def read_pictures(
                 raise damaged(path, float(time), "a picture is incomplete")
             start = time if start is None else start
             sounds = True
-            yield float(time - start), partial(_upright_grey, frame)
+            yield float(time - start), partial(_upright_grey, frame, shape)
     if not sounds:
         raise InputError(f"{path} has no pictures that can be decoded: check the file")
 
@@ -117,8 +120,11 @@ def read_timing(path: Path) -> Timing:
     return time_pictures(path, np.array([time for time, _ in read_pictures(path)]))
 
 
-def _upright_grey(frame: Any) -> UInt8[np.ndarray, "row column"]:
-    """Grey levels, turned as the file says (telephones store pictures lying)."""
-    return np.ascontiguousarray(
-        np.rot90(frame.to_ndarray(format="gray"), round(frame.rotation / 90))
-    )
+def _upright_grey(frame: Any, shape: float) -> UInt8[np.ndarray, "row column"]:
+    """Grey levels, turned as the file says (telephones store pictures lying), of pixels as wide as they are high.
+
+    `shape` is a stored pixel's width by its height; one of 4:5 to 5:4 is left as it is, as it was for the models' lips.
+    """
+    width = frame.width if 0.8 <= shape <= 1.25 else min(WIDEST, max(1, round(frame.width * shape)))
+    grey = frame.to_ndarray(format="gray", width=width, height=frame.height)
+    return np.ascontiguousarray(np.rot90(grey, round(frame.rotation / 90)))
