@@ -28,6 +28,7 @@ WINGS = {
     "data": "Data",
     "sweep": "Sweeps",
     "lab": "The lab",
+    "rivals": "Rivals",
 }
 """Pages of the API by the second part of a module's name; the command line and the page in the browser are no API."""
 SECTION = re.compile(r"(Args|Attributes|Returns|Raises|Yields):$")
