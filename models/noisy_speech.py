@@ -44,6 +44,7 @@ from pyro_avse.typing import (
     Spectrum,
     SpeechPrior,
     couples_frames,
+    switches,
 )
 
 
@@ -78,7 +79,7 @@ def noisy_speech(
             log c_f (..., speaker, freq). None: one speaker, without that axis, whose sites are "alpha", "z" and "s".
     """
     frames = noise_variance.shape[:-1] if mixture is None else mixture.shape[:-1]
-    if hasattr(prior, "transition"):
+    if switches(prior):
         return noisy_switching(
             prior,
             mixture,

@@ -19,7 +19,6 @@ Speech Enhancement*, ICASSP 2021.
 """
 
 from collections.abc import Iterator
-from typing import Any
 
 import pyro
 import torch
@@ -51,6 +50,7 @@ class Switching(VAEMM):
     """
 
     couples_frames = True
+    switches = True
 
     def __init__(
         self, components: dict[str, JSON] | None = None, *, temperature: float = 100.0
@@ -73,10 +73,6 @@ class Switching(VAEMM):
     def transition(self) -> Float[Tensor, "component component"]:
         """A, a row for each alpha_n-1."""
         return torch.softmax(self.transition_logits, 1)
-
-    @property
-    def parts(self) -> list[Any]:
-        return list(self.children())
 
     def model(
         self,

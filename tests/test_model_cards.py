@@ -25,7 +25,7 @@ from pyro_avse.weights.checkpoint import bundled_weights, find_weights, load_pri
 from pyro_avse.weights.tensors import load_tensors
 
 ROOT = Path(__file__).resolve().parents[1]
-LIMIT = 24e6  # bytes
+LIMIT = 30e6  # bytes
 Run = Callable[..., tuple[int, str, str]]
 every_card = pytest.mark.parametrize("name", load_cards())
 
@@ -67,7 +67,7 @@ def test_a_lone_file_and_a_lone_card_are_seen(
 
 
 def test_the_bundle_is_small_and_packaged() -> None:
-    """At most 24 MB in all, each file under a pattern of the package's data, the default among them."""
+    """At most 30 MB in all, each file under a pattern of the package's data, the default among them."""
     sizes = {path.name: path.stat().st_size for path in FOLDER.iterdir()}
     assert sum(sizes.values()) <= LIMIT, sizes
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]

@@ -18,13 +18,13 @@ from pyro_avse.distributions import complex_normal_log_prob
 from pyro_avse.inference import LDEM, SCHEMES, RandomWalk, run_chains
 from pyro_avse.inference.each_component import EachComponent
 from pyro_avse.inference.target import CollapsedTarget
-from pyro_avse.models import Switching
+from pyro_avse.models import MODELS, Switching
 from pyro_avse.models.markov import smooth
 from pyro_avse.models.noisy_speech import noisy_speech
 from pyro_avse.training.recipe import Data, Recipe, Training
 from pyro_avse.training.sequences import path_loss
 from pyro_avse.training.stages import build_prior, train
-from pyro_avse.typing import InputError, couples_frames
+from pyro_avse.typing import InputError, couples_frames, switches
 from pyro_avse.weights.checkpoint import load_prior
 from tests.test_schemes import short
 
@@ -108,6 +108,7 @@ class Heard:
 
 def test_collapsed_target_is_the_sum_over_all_paths(small_prior: Callable[..., Any]) -> None:
     """log p(x, z_1:6) and p(alpha_n | x, z): the forward recursion against 3^6 paths, and the gradient by autograd."""
+    assert [name for name, kind in MODELS.items() if switches(kind)] == ["switching"]
     heard = Heard(small_prior)
     target = heard.target()
     assert couples_frames(heard.prior)
