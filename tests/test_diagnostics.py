@@ -270,7 +270,7 @@ def test_smooth_codes_can_be_diagnosed(small_prior: Callable[..., Any]) -> None:
     assert np.ptp(found.acceptance) == 0 < found.acceptance[0]
 
 
-@pytest.mark.parametrize("name", sorted(KERNELS))
+@pytest.mark.parametrize("name", sorted(KERNELS.keys() - {"blocks"}))
 def test_blocks_are_one_run_bit_for_bit(
     name: str, small_prior: Callable[..., Any], random_power: Callable[..., Tensor], tmp_path: Path
 ) -> None:
