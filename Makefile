@@ -4,7 +4,7 @@ BIN := .venv/bin
 DATA ?= ../shared/data
 JOBS ?= 2
 
-.PHONY: demo test test-fast test-slow test-arviz1 lint check bench results weights lessons fuzz kill
+.PHONY: demo docs test test-fast test-slow test-arviz1 test-pythons lint check bench results weights lessons fuzz kill
 
 demo: .venv/.package
 	$(BIN)/pyro-avse demo --out demo
@@ -30,6 +30,17 @@ test-arviz1:
 	  .venv-arviz1/bin/python -m pip install --quiet --editable . "arviz>=1" pytest hypothesis && \
 	  .venv-arviz1/bin/python -m pytest -m "not slow" tests/test_diagnostics.py; \
 	fi
+
+# The Pythons that are declared, each in an environment of its own, as far as they are on the path.
+PYTHONS ?= python3.11 python3.12 python3.13
+test-pythons:
+	@for p in $(PYTHONS); do \
+	  if ! $$p -c "" 2>/dev/null; then echo "$$p was not found: untested"; continue; fi; \
+	  $$p -m venv .venv-$$(basename $$p) && \
+	  .venv-$$(basename $$p)/bin/python -m pip install --quiet --editable . pytest hypothesis && \
+	  .venv-$$(basename $$p)/bin/pyro-avse demo --out demo && \
+	  .venv-$$(basename $$p)/bin/python -m pytest -q -m "not slow" tests/test_front_door.py tests/test_packaging.py || exit 1; \
+	done
 
 lint: .venv/.development
 	$(BIN)/ruff format --check .
@@ -75,6 +86,11 @@ lessons: .venv/.lessons
 	    --output=$(abspath runs/lessons)/$$(basename $$notebook) || exit 1; \
 	done
 
+# The site, docs/_build/html/index.html: warnings are errors, notebooks are run, links inside it are followed.
+docs: .venv/.docs
+	OMP_NUM_THREADS=1 $(BIN)/sphinx-build -W --keep-going -j $(JOBS) -d docs/_build/doctrees docs docs/_build/html
+	$(BIN)/python docs/check_links.py docs/_build/html
+
 runs/synth: .venv/.development
 	$(BIN)/pyro-avse data synth --out $@ --speakers 100 --minutes 60 --seed 0
 
@@ -115,4 +131,8 @@ weights: .venv/.development runs/speech runs/synth
 
 .venv/.lessons: pyproject.toml constraints.txt | .venv/bin/python
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[lessons]"
+	touch $@ .venv/.package
+
+.venv/.docs: pyproject.toml constraints.txt | .venv/bin/python
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[docs,synth]"
 	touch $@ .venv/.package

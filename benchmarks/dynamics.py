@@ -7,6 +7,8 @@ Recordings are every --every-th clip of grid/valid (speakers of the training, ot
 (speakers that no training heard), at most four seconds of each, every one in another of seven noises and at another of
 five SNRs. Nothing of these noises has trained anything.
 
+    bound     the ELBO, its likelihood and its divergence, in nats a frame, of grid/valid and librispeech_valid; cut
+              into pieces of 2.5 s
     schemes   ldem without a guide, in the same steps for every prior; what `enhance` takes; and, with --schemes, others
     ladder    the code of the clean recording and the true noise, averaged over five frames, are known; or the noise is,
               and z is found by 100 tamed Langevin steps from the clean code, or the noisy start (priors without lips)
@@ -31,13 +33,19 @@ from conditions import RATE, SPEAKERS, Case, grid_clips, mixture_of, other_voice
 from guides import Heard, enhanced, enhancer_of
 from oracle_ladder import Ladder
 
+from pyro_avse.data.corpora.corpus import find_utterances
 from pyro_avse.data.media.audio import audio_from_array
 from pyro_avse.metrics import score
+from pyro_avse.training.frames import Frames, load_frames
+from pyro_avse.training.recipe import Recipe
+from pyro_avse.training.sequences import cut_frames, draw_cuts
+from pyro_avse.training.svi import validate
+from pyro_avse.typing import couples_frames
 from pyro_avse.weights.checkpoint import load_prior
 
 NOISES = ("kitchen", "street_tram", "machine_factory", "restaurant", "rain", "babble", "white")
 SNRS = (-10.0, -5.0, 0.0, 5.0, 10.0)
-TABLES = ("schemes", "ladder")
+TABLES = ("bound", "schemes", "ladder")
 
 
 def main() -> None:
@@ -59,6 +67,28 @@ def main() -> None:
                 print(f"\n{table}\n| {' | '.join(row)} |", flush=True)
                 print("| --- " * len(row) + "|", flush=True)
             print(f"| {' | '.join(row.values())} |", flush=True)
+
+
+def table_of_bound(args: argparse.Namespace) -> Iterator[dict[str, str]]:
+    clips = find_utterances(args.data / "grid", "valid")
+    clips += find_utterances(args.data / "speech" / "librispeech_valid", "valid")
+    for model in args.models:
+        prior, stft = load_prior(model, guide=None)
+        frames = load_frames(
+            clips,
+            stft,
+            with_lips=prior.uses_lips,
+            noise_floor_db=40.0,
+            seed=0,
+            level="speech",
+        )
+        cut = cut_frames(Recipe(model))
+        seen = draw_cuts(frames.ends, cut, at_random=False).flatten()  # by all priors alike
+        lips = None if frames.lips is None else frames.lips[seen]
+        same = Frames(frames.power[seen], lips, tuple(range(cut, len(seen) + 1, cut)))
+        found = validate(prior, same, seed=0, cut=cut if couples_frames(prior) else 0)
+        parts = ("elbo", "reconstruction", "kl")
+        yield {"": model} | {part: f"{found[f'valid_{part}']:.1f}" for part in parts}
 
 
 def table_of_schemes(args: argparse.Namespace) -> Iterator[dict[str, str]]:

@@ -6,15 +6,15 @@
 Every system enhances the same mixture (the bundled talker in the workshop's noise at 0 dB, repeated up to --seconds),
 once to warm up and then --repeats times; the table has the least process time, which counts all threads, divided by
 the seconds of sound, and its ratio to the first row. Ours are the default scheme without a guide and with the model's
-own, on lips where the model looks, and a stream by a causal guide where the model has one. A rival that is not
-installed is named at the end; each is the package of its name from pip.
+own, on lips where the model looks, and a stream by a causal guide where the model has one. Rivals are those of
+`pyro_avse.rivals`; one that is not installed or trained is named at the end, with what it lacks.
 """
 
 import argparse
 import os
 import time
 from collections.abc import Callable
-from importlib.util import find_spec
+from functools import partial
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
@@ -29,6 +29,8 @@ from pyro_avse.enhancement.demo import CLIPS
 from pyro_avse.enhancement.enhancer import Enhancer
 from pyro_avse.enhancement.find import find_scheme
 from pyro_avse.enhancement.live import live_scheme
+from pyro_avse.rivals.find import RIVALS, find_rival
+from pyro_avse.typing import InputError
 from pyro_avse.weights.checkpoint import load_prior
 from pyro_avse.weights.guides import load_guide, own_guide
 
@@ -45,23 +47,27 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    absent = [name for name in RIVALS if find_spec(name) is None]
+    absent: dict[str, str] = {}
     print("seconds of one thread for a second of sound, and against the first row")
     for length in args.seconds:
         mixture, lips = sound(length)
         systems: dict[str, System] = {}
         for model in args.models:
             systems |= ours(model, mixture, lips)
-        for name, make in RIVALS.items():
-            if name not in absent:
-                systems[name] = make(mixture)
+        for name in RIVALS:
+            run = partial(find_rival(name), mixture, lips)
+            try:
+                run()
+                systems[name] = run
+            except InputError as reason:
+                absent[name] = str(reason)
         first = None
         for name, run in systems.items():
             spent = least(run, args.repeats) / length
             first = first or spent
             print(f"{length:6g} s  {name:28} {spent:.3f}  {spent / first:.2f}", flush=True)
-    if absent:
-        print("not installed, so left out:", ", ".join(absent))
+    for reason in absent.values():
+        print("left out,", reason)
 
 
 def sound(length: float) -> tuple[np.ndarray, Lips]:
@@ -112,28 +118,6 @@ def least(run: System, repeats: int) -> float:
         run()
         times.append(time.process_time() - start)
     return min(times[1:])
-
-
-# --- rivals, by the names of their packages -------------------------------------------------------------------------
-
-
-def noisereduce(mixture: np.ndarray) -> System:
-    import noisereduce as package
-
-    return lambda: package.reduce_noise(y=mixture, sr=RATE, stationary=False)
-
-
-def pyrnnoise(mixture: np.ndarray) -> System:
-    import pyrnnoise as package
-
-    wide = np.repeat(np.round(32767 * mixture).astype(np.int16), 3)  # it works at 48 kHz
-    return lambda: list(package.RNNoise(48000).denoise_chunk(wide[None]))
-
-
-RIVALS: dict[str, Callable[[np.ndarray], System]] = {
-    "noisereduce": noisereduce,
-    "pyrnnoise": pyrnnoise,
-}
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ to a posterior of two modes: it fits one of them, and its variance is then too s
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import cast
+from typing import ClassVar, cast
 
 import pyro
 import torch
@@ -28,7 +28,7 @@ from pyro_avse.errors import Divergence
 from pyro_avse.inference.mcem import MCEM
 from pyro_avse.inference.monte_carlo import weighted_draws
 from pyro_avse.inference.nuts import held_filter, held_programs, pyro_session
-from pyro_avse.inference.settings import check_settings
+from pyro_avse.inference.settings import check_prior, check_settings
 from pyro_avse.inference.target import CollapsedTarget
 from pyro_avse.typing import FrameMask, GuideForNoise, Separation, Spectrum, SpeechPrior
 
@@ -45,6 +45,7 @@ class AutoNormal:
         init_scale: q's standard deviation at first; its mean is where MCEM's first chain stands.
     """
 
+    name: ClassVar[str] = "auto_normal"
     mcem: MCEM = field(default_factory=MCEM)
     steps: int = 500
     learning_rate: float = 0.02
@@ -70,6 +71,7 @@ class AutoNormal:
         Raises:
             Divergence: the ELBO became NaN or infinite; its `partial` holds MCEM's chains.
         """
+        check_prior(self, prior)
         held = self.mcem(
             prior, mixture, lips, mask=mask, lips_mask=lips_mask, seed=seed, guide=guide
         )

@@ -17,10 +17,12 @@ from typing import ClassVar
 
 import torch
 
+from pyro_avse.inference.each_component import EachComponent
 from pyro_avse.inference.em import Observation, encode, frame_weight, move_chains
 from pyro_avse.inference.independence import guide_proposal
 from pyro_avse.inference.mean_field import CollapsedMeanFieldTarget, VEMState
 from pyro_avse.inference.vem import VEM
+from pyro_avse.typing import switches
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,12 @@ class CollapsedVEM(VEM):
         # VE-(z, alpha)
         proposal = guide_proposal(state.kernel, lambda: encode(observation, second_moment), r)
         pi = frame_weight(observation, state.mixing_weight)
-        target = CollapsedMeanFieldTarget(prior, v, second_moment, pi, proposal=proposal)
+        target = CollapsedMeanFieldTarget(
+            prior, v, second_moment, pi, proposal=proposal, mask=observation.mask
+        )
         counts = {"warmup": self.warmup, "draws": self.draws}
+        if switches(prior):
+            return self._of_components(state, EachComponent(target), counts, rng)
         state, chains = move_chains(self, state, target, **counts, rng=rng)
         z = chains.draws.flatten(0, 1)
         log_variance = prior.log_variance(z, v)
@@ -48,4 +54,18 @@ class CollapsedVEM(VEM):
             precision = torch.where(rho[..., None] > 0, precision, 0)
         gamma = precision.sum(0).mean(0).reciprocal()
         state = replace(state, responsibilities=rho.mean(1), gamma=gamma)
+        return replace(state, target=target, chains=chains)
+
+    def _of_components(
+        self,
+        state: VEMState,
+        target: EachComponent,
+        counts: dict[str, int],
+        rng: torch.Generator,
+    ) -> VEMState:
+        """The same where alpha_1:N is a Markov chain: chains of every component, weighed by forward-backward."""
+        state, chains = move_chains(self, state, target, **counts, rng=rng)
+        sigma, w = target.weigh(chains)
+        gamma = (w[..., None] / sigma).sum((0, 1)).reciprocal()
+        state = replace(state, responsibilities=w.sum(1), gamma=gamma)
         return replace(state, target=target, chains=chains)

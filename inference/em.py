@@ -26,6 +26,7 @@ from pyro_avse.inference.adaptation import Adaptation
 from pyro_avse.inference.guess import first_component, guessed_codes, guessed_factors
 from pyro_avse.inference.nmf import Activations, Dictionary, initial_factors
 from pyro_avse.inference.run import run_chains, unchecked
+from pyro_avse.inference.settings import check_prior
 from pyro_avse.models.nmf_noise import NoiseModel
 from pyro_avse.typing import (
     Chains,
@@ -42,6 +43,7 @@ from pyro_avse.typing import (
     SpeechPrior,
     Target,
     couples_frames,
+    switches,
 )
 
 
@@ -155,6 +157,8 @@ class EM(ABC):
     """Whether it ends with a posterior of speech (`Separation.posterior`)."""
     of_paths: ClassVar[bool] = False
     """Whether it can do without independent frames, as priors that couple them ask."""
+    of_switching: ClassVar[bool] = False
+    """Whether it can do with an alpha_1:N that is a Markov chain."""
     iterations: int
     tolerance: float | None = None
 
@@ -198,11 +202,7 @@ class EM(ABC):
             InputError: lips or settings that do not suit the prior, or a prior that couples frames where each is taken
                 on its own.
         """
-        if couples_frames(prior) and not self.of_paths:
-            raise InputError(
-                f"{self.name} takes each frame on its own, and under {type(prior).__name__} they are coupled: take "
-                "ldem, mcem, peem, gpeem or amortised_vem"
-            )
+        check_prior(self, prior)
         observation = observe(
             prior,
             mixture,
@@ -369,12 +369,16 @@ def starting_codes(
 
     That is, at the means of the mixture's encoders in turn, the last component's first. With one component, or without
     the lips that one of them looks at, all start at `initial_codes`; and in frames without a picture where they would
-    if there were no lips at all. A guide for noisy speech says it better than any encoder (`guessed_codes`).
+    if there were no lips at all. Where alpha_1:N is a chain every component has as many, at its own encoder's mean. A
+    guide for noisy speech says it better than any encoder (`guessed_codes`).
     """
     if observation.guess is not None:
         return guessed_codes(observation.guess, chains)
     prior, power, lips = observation.prior, observation.power, observation.lips
-    if chains == 1 or prior.num_components == 1 or (prior.uses_lips and lips is None):
+    if switches(prior):
+        means = prior.encode(power, lips).mean
+        start = means.repeat_interleave(-(-chains // len(means)), 0)
+    elif chains == 1 or prior.num_components == 1 or (prior.uses_lips and lips is None):
         start = prior.initial_codes(power, lips)
         start = start.expand(chains, *start.shape)
     else:

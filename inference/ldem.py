@@ -36,7 +36,7 @@ from pyro_avse.inference.mcem import MCEM
 from pyro_avse.inference.run import sum_of_frames
 from pyro_avse.inference.target import CollapsedTarget
 from pyro_avse.inference.ula import ULA
-from pyro_avse.typing import Codes, FrameMask, InputError, Kernel, Target
+from pyro_avse.typing import Codes, FrameMask, InputError, Kernel, Target, switches
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,14 @@ class LDEM(MCEM):
 
     def sampled(self, observation: Observation, target: CollapsedTarget) -> Target:
         """The posterior of z, smooth if asked."""
+        if self.total_variation and switches(target.prior):
+            raise InputError(
+                f"total_variation is {self.total_variation}, and {type(target.prior).__name__} weighs every frame's "
+                "own evidence: give 0"
+            )
         if self.total_variation:
             return SmoothTarget(target, self.total_variation, observation.mask)
-        return target
+        return super().sampled(observation, target)
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ import torch
 
 from pyro_avse.inference.adaptation import Adaptation, RobbinsMonro
 from pyro_avse.inference.blocks import Blocks
+from pyro_avse.inference.each_component import EachComponent
 from pyro_avse.inference.em import EM, Observation, move_chains, starting_codes
 from pyro_avse.inference.m_step import monte_carlo_q
 from pyro_avse.inference.monte_carlo import (
@@ -48,7 +49,7 @@ from pyro_avse.inference.settings import check_settings
 from pyro_avse.inference.target import CollapsedTarget
 from pyro_avse.inference.wiener import monte_carlo_speech_power
 from pyro_avse.models.nmf_noise import NoiseModel, log_prior
-from pyro_avse.typing import InputError, Kernel, Separation, Target, couples_frames
+from pyro_avse.typing import InputError, Kernel, Separation, Target, couples_frames, switches
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,8 @@ class MCEM(EM):
         first_warmup: of the first E-step, in which chains come from afar; None: as in the others. With few steps an
             iteration it decides: what the chains cannot explain yet, the noise model takes for good.
         final_warmup, final_draws: of the last E-step, from which speech is estimated.
-        chains: chains for each frame, started as `starting_codes` says.
+        chains: chains for each frame, started as `starting_codes` says; under a `Switching` prior, as many for every
+            component as they make when shared out, one at least, and the prior's own `temperature` weighs them.
         temperature: T, above 0, of the chains' weights; infinity: their draws count alike.
         noise: what is assumed of W, H and g.
         adapt, mixing_weight: as in `VEM`.
@@ -71,6 +73,7 @@ class MCEM(EM):
 
     name: ClassVar[str] = "mcem"
     of_paths: ClassVar[bool] = True
+    of_switching: ClassVar[bool] = True
     kernel: Kernel = field(default_factory=RandomWalk)
     iterations: int = 12
     warmup: int = 30
@@ -92,7 +95,8 @@ class MCEM(EM):
 
     def given(self, observation: Observation) -> "MCEM":
         """This; where frames are coupled with adapted `blocks` in place of `random_walk`, which would stand still."""
-        if couples_frames(observation.prior) and isinstance(self.kernel, RandomWalk):
+        coupled = couples_frames(observation.prior) and not switches(observation.prior)
+        if coupled and isinstance(self.kernel, RandomWalk):
             return replace(self, kernel=Blocks(), adapt=self.adapt or RobbinsMonro())
         return self
 
@@ -128,12 +132,15 @@ class MCEM(EM):
         target = guided_posterior(observation, state)
         sampled = self.sampled(observation, target)
         state, chains = move_chains(self, state, sampled, warmup=warmup, draws=draws, rng=rng)
-        sigma, w = weighted_chains(target, chains, self.temperature)
+        if isinstance(sampled, EachComponent):
+            sigma, w = sampled.weigh(chains)
+        else:
+            sigma, w = weighted_chains(target, chains, self.temperature)
         return replace(state, responsibilities=w.sum(1)), Drawn(sampled, sigma, w, chains)
 
     def sampled(self, observation: Observation, target: CollapsedTarget) -> Target:
-        """What the chains are to sample: the posterior of z."""
-        return target
+        """What the chains are to sample: the posterior of z, or of each component's where alpha_1:N is a chain."""
+        return EachComponent(target) if switches(target.prior) else target
 
     def m_step(self, observation: Observation, state: MCEMState, drawn: Drawn) -> MCEMState:
         """S19; pi is the mean of rho."""

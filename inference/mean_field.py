@@ -9,6 +9,7 @@ CollapsedMeanFieldTarget   r(z_n) of r(s) r(z, alpha): alpha_n summed out, exact
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -27,6 +28,7 @@ from pyro_avse.inference.target import (
     Quadratic,
     decode_with_graph,
     gradient_in_codes,
+    smooth_frames,
 )
 from pyro_avse.inference.wiener import averaged_wiener_filter
 from pyro_avse.models.nmf_noise import nmf_noise_variance
@@ -42,6 +44,7 @@ from pyro_avse.typing import (
     Spectrum,
     SpeechPosterior,
     SpeechPrior,
+    switches,
 )
 
 
@@ -164,7 +167,7 @@ class VEMState(EMState):
     """Variance of r(s)."""
     gamma: Power
     """Speech's variance, averaged over draws (34)."""
-    target: MeanFieldTarget | CollapsedMeanFieldTarget | None = None
+    target: Any = None
     """r(z), as the last E-step sampled it."""
     chains: Chains | None = None
 
@@ -178,7 +181,7 @@ def mean_field_separation(observation: Observation, state: VEMState) -> Separati
     """(45), by the draws of the last E-step; the posterior of speech is r(s), one Gaussian (35)."""
     W, H = state.dictionary, state.activations
     noise, sure = nmf_noise_variance(W, H), torch.ones_like(observation.power[..., 0])
-    assert state.target is not None
+    disagree = getattr(state.target, "disagree", chains_disagree)
     return Separation(
         speech=averaged_wiener_filter(observation.x, state.gamma, noise),
         responsibilities=state.responsibilities,
@@ -189,7 +192,7 @@ def mean_field_separation(observation: Observation, state: VEMState) -> Separati
         z=state.z,
         target=state.target,
         chains=state.chains,
-        chains_disagree=None if state.chains is None else chains_disagree(state.chains),
+        chains_disagree=None if state.chains is None else disagree(state.chains),
         posterior=SpeechPosterior(
             observation.x, state.gamma[None, None], noise[None, None], sure[None, None]
         ),
@@ -203,15 +206,20 @@ def latent_responsibilities(
     log_variance: Float[Tensor, "component *batch frame freq"],
     second_moment: Power,
     mixing_weight: MixingWeight,
+    mask: FrameMask | None = None,
 ) -> Responsibilities:
     """r(alpha_n = k) = softmax_k(log pi_k + E_{r(s) r(z)} log p(s, z | k)). [Sadeghi2021] (39), (40); S25
 
     `z` (draw, ..., frame, latent) are draws of r(z), `log_variance` what the decoders make of them. Gaussian
-    normalisers are included; decoders enter only where the components have their own.
+    normalisers are included; decoders enter only where the components have their own. Where alpha_1:N is a Markov
+    chain it is by forward-backward over the frames of `mask`, at the prior's temperature.
     """
     log_joint = align_components(prior.latent_prior(lips), z.dim()).log_prob(z)
     if len(log_variance) > 1:
         log_joint = log_joint + expected_log_likelihood(log_variance, second_moment)
+    if switches(prior):
+        evidence = log_joint.mean(1, keepdim=True) / cast(Any, prior).temperature
+        return smooth_frames(prior, evidence, mixing_weight, mask)[1][:, 0]
     framewise = mixing_weight.dim() == second_moment.dim()
     log_pi = mixing_weight.log() if framewise else mixing_weight.log()[..., None]
     log_joint = torch.where(

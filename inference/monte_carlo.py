@@ -50,6 +50,7 @@ from pyro_avse.typing import (
     Spectrum,
     SpeechPosterior,
     Target,
+    switches,
 )
 
 FEWEST = 5
@@ -175,7 +176,9 @@ def weighted_draws(
 ) -> tuple[Draws, Weights]:
     """sigma_k(z_r), and the weights w_rk = rho_rk / R of draws that count alike: the E-step of S18."""
     log_variance = target.prior.log_variance(z, target.lips)
-    rho = torch.softmax(target.component_log_joint(z, log_variance), dim=0)
+    log_joint = target.component_log_joint(z, log_variance)
+    chain = switches(target.prior)
+    rho = target.over_components(log_joint)[1] if chain else torch.softmax(log_joint, dim=0)
     w = rho / len(z)
     return finite_where_idle(log_variance.exp(), w), w
 
@@ -208,13 +211,21 @@ def chain_weights(
     temperature: float,
 ) -> Float[Tensor, "chain *utterance frame"]:
     """W_c of every frame's chains, which sum to one: see above. `temperature` is T; infinity counts all alike."""
+    return torch.softmax(chain_evidence(log_density, draws) / temperature, 0)
+
+
+def chain_evidence(
+    log_density: Float[Tensor, "chain draw *utterance frame"],
+    draws: Float[Tensor, "chain draw *utterance frame latent"],
+) -> Float[Tensor, "chain *utterance frame"]:
+    """log Z_c up to a constant: see above."""
     evidence = log_density.mean(1)
     if draws.shape[1] >= FEWEST:
         spread = draws.std(1).clamp_min(
             torch.finfo(draws.dtype).tiny
         )  # of chains that never moved too
         evidence = evidence + spread.log().sum(-1)
-    return torch.softmax(evidence / temperature, 0)
+    return evidence
 
 
 def chains_disagree(chains: Chains) -> Bool[Tensor, "*utterance frame"] | None:
@@ -277,6 +288,7 @@ def separation(
     scheme: HasTheta, observation: Observation, state: MCState, drawn: Drawn
 ) -> Separation:
     """S20 at the draws, and theta, of a state."""
+    disagree = getattr(drawn.target, "disagree", chains_disagree)
     W, H, g = state.dictionary, state.activations, state.gain
     heard = (observation.x, state.heard(drawn.sigma), drawn.weights, W, H, g)
     return Separation(
@@ -291,7 +303,7 @@ def separation(
         chains=drawn.chains,
         gain=None if scheme.noise.gain == "none" else g,
         log_response=state.log_response,
-        chains_disagree=None if drawn.chains is None else chains_disagree(drawn.chains),
+        chains_disagree=None if drawn.chains is None else disagree(drawn.chains),
         posterior=(
             None
             if drawn.sigma.shape[1] == 1

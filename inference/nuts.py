@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import pyro
@@ -27,7 +27,7 @@ from torch import Tensor
 from pyro_avse.inference.mcem import MCEM
 from pyro_avse.inference.monte_carlo import chains_disagree, speech_posterior, weighted_draws
 from pyro_avse.inference.run import stop_if_diverged, sum_of_frames
-from pyro_avse.inference.settings import check_settings
+from pyro_avse.inference.settings import check_prior, check_settings
 from pyro_avse.inference.target import CollapsedTarget
 from pyro_avse.inference.wiener import Draws, Weights, monte_carlo_wiener
 from pyro_avse.models.noisy_speech import noisy_speech
@@ -54,6 +54,7 @@ class NUTS:
         max_tree_depth: a trajectory has at most 2^max_tree_depth - 1 leapfrog steps.
     """
 
+    name: ClassVar[str] = "nuts"
     mcem: MCEM = field(default_factory=MCEM)
     warmup: int = 200
     draws: int = 100
@@ -79,6 +80,7 @@ class NUTS:
         `chains.kernel` is these settings, since no kernel of this library drew them. Frames of padding stay where
         MCEM left them.
         """
+        check_prior(self, prior)
         held = self.mcem(
             prior, mixture, lips, mask=mask, lips_mask=lips_mask, seed=seed, guide=guide
         )

@@ -59,6 +59,7 @@ class PEEM(EM):
 
     name: ClassVar[str] = "peem"
     of_paths: ClassVar[bool] = True
+    of_switching: ClassVar[bool] = True
     cure: ClassVar[str] = "take a smaller learning_rate"
     has_draws: ClassVar[bool] = False
     iterations: int = 12

@@ -1,8 +1,9 @@
-"""What the settings of kernels and schemes have in common may be: looked at once, when they are made."""
+"""What the settings of kernels and schemes have in common may be, and which priors a scheme takes: looked at once."""
 
 from typing import Any
 
 from pyro_avse.errors import InputError
+from pyro_avse.typing import SpeechPrior, couples_frames, switches
 
 LEAST = {
     "iterations": 1,
@@ -38,3 +39,18 @@ def check_settings(settings: Any, **least: int) -> None:
     step_size = getattr(settings, "step_size", 1.0)
     if isinstance(step_size, int | float) and not step_size > 0:
         raise InputError(f"{name}: step_size is {step_size}: give a number above 0")
+
+
+def check_prior(scheme: Any, prior: SpeechPrior) -> None:
+    """Raise InputError for a prior whose frames are coupled, by codes or by alpha_n, where each is taken alone."""
+    kind = type(prior).__name__
+    if switches(prior) and not getattr(scheme, "of_switching", False):
+        raise InputError(
+            f"{scheme.name} takes each alpha_n on its own, and under {kind} they are a chain: take guided, ldem, mcem, "
+            "vem, collapsed_vem, peem or gpeem"
+        )
+    if couples_frames(prior) and not switches(prior) and not getattr(scheme, "of_paths", False):
+        raise InputError(
+            f"{scheme.name} takes each frame on its own, and under {kind} they are coupled: take ldem, mcem, peem, "
+            "gpeem or amortised_vem"
+        )

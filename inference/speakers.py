@@ -75,7 +75,7 @@ class DrawnTogether:
 
 @dataclass(frozen=True)
 class SpeakersEM(MCEM):
-    """Settings of Monte Carlo EM of several speakers; how the defaults were found: docs/RESULTS.md.
+    """Settings of Monte Carlo EM of several speakers; the defaults are those of `Guided`, not chosen by measurement.
 
     Attributes:
         kernel: what moves all codes of a frame; `ULA` with few steps as `ldem`, or `RandomWalk` with more as `mcem`.
@@ -98,7 +98,7 @@ class SpeakersEM(MCEM):
     chains: int = 2
     temperature: float = 20.0
     exponent: float = 1.0
-    filter_share: float = 0.5
+    filter_share: float = 0.4
 
     def __post_init__(self) -> None:
         super().__post_init__()

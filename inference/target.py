@@ -22,6 +22,7 @@ from torch import Tensor
 
 from pyro_avse.distributions import align_components, unchecked_normal
 from pyro_avse.inference.run import sum_of_frames
+from pyro_avse.models.markov import smooth
 from pyro_avse.typing import (
     Codes,
     FrameMask,
@@ -31,6 +32,7 @@ from pyro_avse.typing import (
     SpeechPrior,
     Target,
     couples_frames,
+    switches,
 )
 
 LogVariance = Float[Tensor, "component *batch frame freq"]
@@ -53,7 +55,8 @@ class Collapsed(ABC):
     in log sigma_k besides. `mixing_weight`, pi, may have a frame axis, (component, ..., frame).
 
     Where the prior couples frames, p(z_n|k) is p(z_n | z_<n, k), and the utterance is one event: densities are sums
-    over the frames that `mask` keeps.
+    over the frames that `mask` keeps. Where alpha_1:N is a Markov chain, all its paths are summed over, by the forward
+    recursion; pi is then of alpha_1, and says besides which components are out of the question (pi_k = 0).
     """
 
     prior: SpeechPrior
@@ -99,7 +102,16 @@ class Collapsed(ABC):
 
     def frames_log_density(self, z: Codes) -> Float[Tensor, "*batch frame"]:
         """Every frame's part of it; of a path, of log p(x_1:N, z_1:N), D12."""
-        return log_sum_of_components(self.component_log_joint(z))
+        return self.over_components(self.component_log_joint(z))[0]
+
+    def over_components(
+        self, log_joint: PerComponent
+    ) -> tuple[Float[Tensor, "*batch frame"], PerComponent]:
+        """Every frame's part of the log density, alpha summed out, and rho_nk = p(alpha_n = k | z)."""
+        if not switches(self.prior):
+            frames = log_sum_of_components(log_joint)
+            return frames, (log_joint - frames).exp()
+        return smooth_frames(self.prior, log_joint, self.mixing_weight, self.mask)
 
     def of_event(self, frames: Float[Tensor, "*batch frame"]) -> Float[Tensor, "*batch frame"]:
         """What frames have, summed where the utterance is one event."""
@@ -112,11 +124,13 @@ class Collapsed(ABC):
         return self.of_event(self.component_log_likelihood(log_variance)[0])
 
     def component_log_prior(self, z: Codes) -> PerComponent:
-        """log pi_k p(z_n | k)."""
+        """log pi_k p(z_n | k); of a Markov chain log p(z_n | alpha_n = k), without the chain."""
         if self.event_dim == 1:
             return self.component_prior.log_prob(z)
         prior: Any = self.prior
         log_prior: Tensor = prior.log_prior(z, self.lips)
+        if switches(self.prior):
+            return log_prior
         return log_prior + _align_weight(self.mixing_weight, log_prior.dim()).log()
 
     def component_log_joint(self, z: Codes, log_variance: Tensor | None = None) -> PerComponent:
@@ -158,8 +172,7 @@ class Collapsed(ABC):
             log_variance = zero_where_idle(decoded.detach(), self.mixing_weight)
             log_likelihood, slope = self.with_slope(log_variance)
             log_joint = log_prior + log_likelihood
-            frames = log_sum_of_components(log_joint)
-            rho = (log_joint - frames).exp()
+            frames, rho = self.over_components(log_joint)
             if self.mask is not None:
                 rho = torch.where(self.mask, rho, 0)
             weight = rho if len(slope) > 1 else rho.sum(0, keepdim=True)
@@ -272,6 +285,20 @@ def gradient_in_codes(z: Codes, decoded: Tensor, slope: Tensor) -> Codes:
     with torch.enable_grad():
         inner = torch.dot(slope.flatten(), decoded.flatten())
     return torch.autograd.grad(inner, z)[0]
+
+
+def smooth_frames(
+    prior: Any,
+    evidence: Float[Tensor, "component chain *utterance frame"],
+    mixing_weight: MixingWeight,
+    mask: FrameMask | None,
+) -> tuple[Float[Tensor, "chain *utterance frame"], PerComponent]:
+    """D17, by `smooth`: pi is of alpha_1, and where pi_k is 0, in a frame or all, alpha_n is not k."""
+    pi = _align_weight(mixing_weight, evidence.dim())
+    evidence = torch.where(pi > 0, evidence, -torch.inf)
+    if mask is not None:
+        evidence = torch.where(mask, evidence, 0)
+    return smooth(evidence, pi[..., 0], prior.transition)
 
 
 def log_sum_of_components(

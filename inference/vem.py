@@ -73,6 +73,7 @@ class VEM(EM):
     """
 
     name: ClassVar[str] = "vem"
+    of_switching: ClassVar[bool] = True
     kernel: Kernel = field(default_factory=RandomWalk)
     iterations: int = 100
     warmup: int = 30
@@ -134,7 +135,7 @@ class VEM(EM):
         log_variance = prior.log_variance(z, v)
         # VE-alpha: (40)
         pi = frame_weight(observation, state.mixing_weight)
-        r = latent_responsibilities(prior, z, v, log_variance, second_moment, pi)
+        r = latent_responsibilities(prior, z, v, log_variance, second_moment, pi, observation.mask)
         # VE-s: (34)
         gamma = average_speech_variance(log_variance, r)
         return replace(state, responsibilities=r, gamma=gamma, target=target, chains=chains)

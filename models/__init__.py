@@ -18,6 +18,7 @@ from pyro_avse.models.min_vae_v3 import MINVAEv3
 from pyro_avse.models.rvae import AVRVAE, RVAE
 from pyro_avse.models.srnn import AVSRNN, SRNN
 from pyro_avse.models.storn import AVSTORN, STORN
+from pyro_avse.models.switching import Switching
 from pyro_avse.models.v_vae import VVAE
 from pyro_avse.models.vae_mm import VAEMM
 from pyro_avse.models.vrnn import AVVRNN, VRNN
@@ -30,6 +31,7 @@ MODELS: dict[str, type[nn.Module]] = {
     "min_vae_v2": MINVAEv2,
     "min_vae_v3": MINVAEv3,
     "vae_mm": VAEMM,
+    "switching": Switching,
     "rvae": RVAE,
     "av_rvae": AVRVAE,
     "dkf": DKF,
@@ -46,4 +48,14 @@ MODELS: dict[str, type[nn.Module]] = {
     "av_dsae": AVDSAE,
 }
 
-__all__ = ["AVAE", "AVVAE", "MODELS", "VAEMM", "VVAE", "MINVAEv1", "MINVAEv2", "MINVAEv3"]
+__all__ = [
+    "AVAE",
+    "AVVAE",
+    "MODELS",
+    "VAEMM",
+    "VVAE",
+    "MINVAEv1",
+    "MINVAEv2",
+    "MINVAEv3",
+    "Switching",
+]

@@ -73,12 +73,17 @@ class LipReader(nn.Module):
         self.out = nn.Linear(hidden, 2 * BANDS)
         self.dropout = nn.Dropout(0.2)
 
-    def forward(self, y: Float[Tensor, "*utterance frame pixel"]) -> Independent:
-        """Batch (..., frame), event (band,)."""
+    def forward(
+        self,
+        y: Float[Tensor, "*utterance frame pixel"],
+        shown: Bool[Tensor, "*utterance frame"] | None = None,
+    ) -> Independent:
+        """Batch (..., frame), event (band,). Frames that are not `shown` say nothing to those beside them."""
+        kept = 1.0 if shown is None else shown.reshape(-1, 1, y.shape[-2]).to(y.dtype)
         seen = self.pixels(y)
         change = torch.diff(seen, dim=-2, prepend=seen[..., :1, :])
-        h = torch.relu(torch.cat([seen, 2 * change], -1)).reshape(-1, y.shape[-2], 96)
-        h = torch.relu(self.first(self.dropout(h).mT))
-        h = torch.relu(self.second(self.dropout(h)))
+        h = torch.relu(torch.cat([seen, 2 * change], -1)).reshape(-1, y.shape[-2], 96).mT
+        h = torch.relu(self.first(kept * self.dropout(h)))
+        h = torch.relu(self.second(kept * self.dropout(h)))
         mean, log_scale = self.out(h.mT).reshape(*y.shape[:-1], 2 * BANDS).chunk(2, -1)
         return unchecked_normal(mean, log_scale.clamp(-3, 3).exp())

@@ -25,7 +25,6 @@ program.
 
 from contextlib import ExitStack
 from functools import reduce
-from typing import Any
 
 import pyro
 import pyro.poutine as poutine
@@ -36,6 +35,7 @@ from torch import Tensor
 
 from pyro_avse.distributions import ComplexNormal, align_components
 from pyro_avse.models.mixture import select_component
+from pyro_avse.models.noisy_paths import noisy_switching, noisy_utterances, recorded
 from pyro_avse.typing import (
     FrameMask,
     InputError,
@@ -44,6 +44,7 @@ from pyro_avse.typing import (
     Spectrum,
     SpeechPrior,
     couples_frames,
+    switches,
 )
 
 
@@ -78,12 +79,24 @@ def noisy_speech(
             log c_f (..., speaker, freq). None: one speaker, without that axis, whose sites are "alpha", "z" and "s".
     """
     frames = noise_variance.shape[:-1] if mixture is None else mixture.shape[:-1]
+    if switches(prior):
+        return noisy_switching(
+            prior,
+            mixture,
+            lips,
+            noise_variance,
+            mixing_weight,
+            gain,
+            log_response,
+            speech_latent,
+            mask,
+        )
     if couples_frames(prior):
         if speakers is not None:
             raise InputError(
                 "several speakers need a prior whose frames are independent: take vae_mm"
             )
-        return _noisy_utterances(
+        return noisy_utterances(
             prior, mixture, lips, noise_variance, gain, log_response, speech_latent, mask
         )
     pi = prior.mixing_weight if mixing_weight is None else mixing_weight
@@ -105,7 +118,7 @@ def noisy_speech(
                 own_response = None if log_response is None else log_response[..., j, :]
             number = "" if speakers is None else f"_{j + 1}"
             log_variance = _speech(prior, own_lips, own_pi, len(frames), number)
-            log_variance = _recorded(log_variance, own_gain, own_response)
+            log_variance = recorded(log_variance, own_gain, own_response)
             if speech_latent:
                 s = pyro.sample(f"s{number}", ComplexNormal(0, log_variance).to_event(1))  # (9)
                 heard.append(s)
@@ -134,41 +147,3 @@ def _speech(
     if len(log_variance) == 1 or alpha is None:
         return log_variance[0]
     return select_component(log_variance, alpha)
-
-
-def _noisy_utterances(
-    prior: Any,
-    mixture: Spectrum | None,
-    lips: Tensor | None,
-    noise_variance: Power,
-    gain: Tensor | None,
-    log_response: Tensor | None,
-    speech_latent: bool,
-    mask: FrameMask | None,
-) -> Spectrum:
-    """The same with utterances for events: one component, and a plate for each utterance axis alone."""
-    *utterances, num_frames = noise_variance.shape[:-1]
-    prior = prior.within(mask=mask)
-    sound = True if mask is None else mask[..., None]
-
-    with ExitStack() as plates:
-        for dim, size in enumerate(reversed(utterances), start=1):
-            plates.enter_context(pyro.plate(f"utterance_{dim}", size, dim=-dim))
-        z = pyro.sample("z", prior.latent_path((*utterances, num_frames), lips))
-        log_variance = _recorded(prior.log_variance(z, lips)[0], gain, log_response)
-        if speech_latent:
-            s = pyro.sample("s", ComplexNormal(0, log_variance).mask(sound).to_event(2))
-            x = ComplexNormal(s, noise_variance.log())  # (28)
-        else:
-            x = ComplexNormal(0, torch.log(log_variance.exp() + noise_variance))  # S17
-        found: Spectrum = pyro.sample("x", x.mask(sound).to_event(2), obs=mixture)
-        return found
-
-
-def _recorded(log_variance: Tensor, gain: Tensor | None, log_response: Tensor | None) -> Tensor:
-    """log g_n c sigma."""
-    if gain is not None:
-        log_variance = log_variance + gain.log()[..., None]
-    if log_response is not None:
-        log_variance = log_variance + log_response[..., None, :]
-    return log_variance

@@ -116,7 +116,7 @@ class SeparatingGuide(nn.Module):
         if lips_mask is not None:
             shown = lips_mask if shown is None else lips_mask & shown
         y = faceless(small_pictures(lips).to(self.noise.weight), shown)
-        m = nn.functional.pad(self.reader(y).mean, (0, 1), value=1.0)
+        m = nn.functional.pad(self.reader(y, shown).mean, (0, 1), value=1.0)
         return m if shown is None else torch.where(shown[..., None], m, 0)
 
     def hear(

@@ -86,7 +86,7 @@ class VAEMM(nn.Module):
                     raise InputError(f"{size} is {a} in {first} and {v} in {name}: take one size")
             if self.parts[0].requires_lips and not part.requires_lips:
                 raise InputError(f"{name} needs no lips and stands behind {first}: name it first")
-        self.options = {"components": options}
+        self.options: JSON = {"components": options}
         if {name: table["model"] for name, table in options.items()} == PAIR:
             self.options = {name: getattr(self, name).options for name in PAIR}
         parts = self.parts
@@ -151,7 +151,7 @@ class VAEMM(nn.Module):
         looking = [part for part in self.parts if part.components_see[0]]
         return torch.cat([p.visual_features(lips) for p in looking], -1) if looking else lips
 
-    def _shown(self, lips: Tensor | None) -> list[Tensor | None]:
+    def shown(self, lips: Tensor | None) -> list[Tensor | None]:
         """What each component is shown: the pictures, or its own of the features."""
         if lips is None or lips.shape[-2:] == (67, 67):
             return [lips] * len(self.parts)
@@ -160,24 +160,24 @@ class VAEMM(nn.Module):
 
     def latent_prior(self, lips: Tensor | None) -> Independent:
         """p(z_n | k, v_n), each component's own: batch (component, ..., frame)."""
-        own = zip(self.parts, self._shown(lips), strict=True)
+        own = zip(self.parts, self.shown(lips), strict=True)
         return stacked(*(part.latent_prior(v) for part, v in own))
 
     def encode(self, power: Power, lips: Tensor | None) -> Independent:
         """q(z_n | s_n), q(z_n | v_n) or q(z_n | s_n, v_n): batch (component, ..., frame)."""
-        own = zip(self.parts, self._shown(lips), strict=True)
+        own = zip(self.parts, self.shown(lips), strict=True)
         return stacked(*(part.encode(power, v) for part, v in own))
 
     def initial_codes(self, power: Power, lips: Tensor | None) -> Codes:
         """Each component's own start, weighted by pi."""
-        own = zip(self.parts, self._shown(lips), strict=True)
+        own = zip(self.parts, self.shown(lips), strict=True)
         codes = torch.stack([part.initial_codes(power, v) for part, v in own])
         return torch.tensordot(self.mixing_weight, codes, 1)
 
     def log_variance(
         self, z: Codes, lips: Tensor | None
     ) -> Float[Tensor, "component *batch frame freq"]:
-        own = zip(self.parts, self._shown(lips), strict=True)
+        own = zip(self.parts, self.shown(lips), strict=True)
         return torch.cat([part.log_variance(z, v) for part, v in own])
 
 

@@ -11,10 +11,15 @@ Start reading at `pyro_avse.typing`.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pyro_avse.citing import cite as cite
     from pyro_avse.enhancement.enhanced import Enhanced as Enhanced
     from pyro_avse.enhancement.enhancer import Enhancer as Enhancer
     from pyro_avse.enhancement.enhancer import enhance as enhance
     from pyro_avse.enhancement.file import enhance_file as enhance_file
+    from pyro_avse.enhancement.separate import Separated as Separated
+    from pyro_avse.enhancement.separate import Separator as Separator
+    from pyro_avse.enhancement.separate import separate as separate
+    from pyro_avse.enhancement.separate_file import separate_file as separate_file
     from pyro_avse.errors import InputError as InputError
     from pyro_avse.training.recipe import load_recipe as load_recipe
     from pyro_avse.training.stages import train as train
@@ -26,20 +31,30 @@ _HOME = {
     "Enhanced": ("enhancement.enhanced", "Enhanced"),
     "Enhancer": ("enhancement.enhancer", "Enhancer"),
     "InputError": ("errors", "InputError"),
+    "Separated": ("enhancement.separate", "Separated"),
+    "Separator": ("enhancement.separate", "Separator"),
+    "cite": ("citing", "cite"),
     "enhance": ("enhancement.enhancer", "enhance"),
     "enhance_file": ("enhancement.file", "enhance_file"),
     "load": ("weights.checkpoint", "load_prior"),
     "load_recipe": ("training.recipe", "load_recipe"),
+    "separate": ("enhancement.separate", "separate"),
+    "separate_file": ("enhancement.separate_file", "separate_file"),
     "train": ("training.stages", "train"),
 }
 __all__ = [
     "Enhanced",
     "Enhancer",
     "InputError",
+    "Separated",
+    "Separator",
+    "cite",
     "enhance",
     "enhance_file",
     "load",
     "load_recipe",
+    "separate",
+    "separate_file",
     "train",
 ]
 

@@ -4,5 +4,6 @@
 
 DEFAULT_MODEL = "min_vae_v2"
 DEFAULT_INFERENCE = "guided"
+SEPARATION_MODEL = "a_vae"
 SAMPLE_RATE = 16000
 """Of every waveform inside the library, in Hz."""

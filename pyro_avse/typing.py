@@ -58,6 +58,7 @@ class SpeechPrior(Protocol):
         without_lips       the prior to take where there are no lips, if it is another one
         alternate          names of encoders that are trained in turn, one an epoch; the trainer sets `active_encoder`
         couples_frames     True: an utterance's frames depend on each other, and the prior is a `SequencePrior`
+        switches            True: alpha_1:N is a Markov chain of matrix `transition` (`models/switching.py`)
     """
 
     num_components: int
@@ -355,6 +356,11 @@ class Scheme(Protocol):
 def couples_frames(prior: Any) -> bool:
     """Whether it is a `SequencePrior`."""
     return bool(getattr(prior, "couples_frames", False))
+
+
+def switches(prior: Any) -> bool:
+    """Whether alpha_1:N is a Markov chain (`models/switching.py`), and frames are independent given it."""
+    return bool(getattr(prior, "switches", False))
 
 
 JSON = dict[str, Any]

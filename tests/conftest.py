@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_avse.inference.em import Observation, observe
-from pyro_avse.models import AVAE, AVVAE, MODELS, VAEMM, MINVAEv2
+from pyro_avse.models import AVAE, AVVAE, MODELS, VAEMM, MINVAEv2, Switching
 from pyro_avse.models.guide import NoisyGuide
 from pyro_avse.models.nets import Decoder
 from pyro_avse.stft import STFT
@@ -105,7 +105,7 @@ class TwoDecoders(MINVAEv2):
 
 def known_options(kind: type[nn.Module], options: dict[str, Any]) -> dict[str, Any]:
     """Those of the options that a model takes; VAE-MM hands them on to its two parts, or three if so asked."""
-    if kind is VAEMM and options.pop("three", False):
+    if kind is Switching or (kind is VAEMM and options.pop("three", False)):
         parts = {"audio": "a_vae", "visual": "v_vae", "audio_visual": "av_vae"}
         return {
             "components": {

@@ -56,7 +56,9 @@ def test_the_bundled_clip_is_enhanced_with_its_lips(tmp_path: Path) -> None:
         found = enhance_upload(clip, place, progress=lambda _, text: told.append(text), **options)
         np.testing.assert_allclose(read(found.speech) + read(found.noise), read(clip), atol=1e-6)
         np.testing.assert_allclose(read(found.noisy), read(clip), atol=1e-6)
-        assert found.figure.read_bytes().startswith(b"\x89PNG")
+        for figure in (found.figure, found.doubt):
+            assert figure is not None
+            assert figure.read_bytes().startswith(b"\x89PNG")
         assert found.downloads == [found.speech]
         assert str(tmp_path) not in found.said
     whole, half = (read(tmp_path / name / "enhanced.wav") for name in ("1.0", "0.5"))
@@ -71,7 +73,9 @@ def test_a_video_comes_back_as_a_video(
     pictures = np.random.default_rng(1).integers(0, 256, (25, 48, 64), dtype=np.uint8)
     path = make_video(tmp_path / "talk.mp4", pictures, sound=read(short))
     (tmp_path / "out").mkdir()
-    found = enhance_upload(path, tmp_path / "out", strength=1.0, progress=untold, **OPTIONS)
+    options = OPTIONS | {"scheme": "peem", "strength": 1.0}
+    found = enhance_upload(path, tmp_path / "out", progress=untold, **options)
+    assert found.doubt is None  # this scheme draws nothing
     sound, video = found.downloads
     assert (sound.suffix, video.name) == (".wav", "talk.mp4")
     assert abs(load_audio(video).num_samples - len(read(sound))) < 2048

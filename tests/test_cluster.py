@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pyro_avse.sweep import evaluation
+from pyro_avse.sweep import workers
 from pyro_avse.sweep.evaluation import evaluate
 from pyro_avse.sweep.results import load_results
 from pyro_avse.typing import InputError
@@ -162,7 +162,7 @@ def test_a_lost_scheduler_is_one_line(
 ) -> None:
     """Stopped while mixtures are to do: what to look at; the rows that are there stay."""
     distributed = pytest.importorskip("distributed")
-    monkeypatch.setattr(evaluation, "SECONDS_TO_CONNECT", 3)  # and, once lost, to connect again
+    monkeypatch.setattr(workers, "SECONDS_TO_CONNECT", 3)  # and, once lost, to connect again
     options = {"n_workers": 1, "threads_per_worker": 1, "dashboard_address": ":0"}
     with distributed.LocalCluster(**options, silence_logs=logging.CRITICAL) as cluster:
 
@@ -190,7 +190,7 @@ def test_a_cluster_that_cannot_be_had_is_refused(
     small_sweep: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No scheduler at the address, none with such a name, and dask not installed: one line with the cure."""
-    monkeypatch.setattr(evaluation, "SECONDS_TO_CONNECT", 0.5)
+    monkeypatch.setattr(workers, "SECONDS_TO_CONNECT", 0.5)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

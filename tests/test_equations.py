@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 NUMBERS = [f"({n})" for n in range(1, 46) if n != 27] + [f"S{n}" for n in range(1, 29)]
-DYNAMICAL = [f"D{n}" for n in range(1, 14)]
+DYNAMICAL = [f"D{n}" for n in range(1, 19)]
 
 
 class Row(NamedTuple):

@@ -17,7 +17,8 @@ from pyro_avse import enhance_file
 from pyro_avse.cli import main
 from pyro_avse.enhancement.enhancer import Enhancer
 from pyro_avse.enhancement.find import build_scheme, find_kernel, find_scheme
-from pyro_avse.inference import LDEM, Guided
+from pyro_avse.enhancement.notebook import notebook_bar
+from pyro_avse.inference import LDEM, SCHEMES, Guided
 from pyro_avse.models import MODELS
 from pyro_avse.models.nmf_noise import NOISE_MODELS, NoiseModel
 from pyro_avse.plots import shade_disagreement
@@ -197,6 +198,44 @@ def test_version_and_help(run: Run) -> None:
     assert run("--version") == (0, f"pyro-avse {pyro_avse.__version__}\n", "")
     assert "enhance" in run("--help")[1]
     assert run() == (2, "", "pyro-avse: error: no command is given: see pyro-avse --help\n")
+
+
+def test_what_was_used_is_cited() -> None:
+    """Every model and scheme has its papers, each once and in whole entries; the file for citing has the version."""
+    for name in (*MODELS, *SCHEMES):
+        found = pyro_avse.cite(name)
+        assert found.count("@") >= 2, name
+        assert found.count("{") == found.count("}")
+    both = pyro_avse.cite("min_vae_v2", "vem")
+    assert both.count("sadeghi2021min") == 1
+    assert pyro_avse.__version__ in both
+    assert pyro_avse.cite() == pyro_avse.cite("min_vae_v2", "guided")
+    with pytest.raises(InputError, match="did you mean 'mcem'"):
+        pyro_avse.cite("mcme")
+    root = Path(__file__).resolve().parents[1]
+    assert f"version: {pyro_avse.__version__}\n" in (root / "CITATION.cff").read_text()
+
+
+def test_a_bar_in_a_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shown once and then redrawn, with the text as text."""
+    display = pytest.importorskip("IPython.display", reason="IPython is not installed")
+    drawn: list[tuple[str, str]] = []
+
+    class Shown:
+        def update(self, bar: Any) -> None:
+            drawn.append(("again", bar.data))
+
+    def show(bar: Any, *, display_id: bool) -> Shown:
+        drawn.append(("new", bar.data))
+        return Shown()
+
+    monkeypatch.setattr(display, "display", show)
+    update = notebook_bar()
+    update(0.5, "1 of <2>")
+    update(1.0, "done")
+    assert [how for how, _ in drawn] == ["new", "again"]
+    assert 'value="0.5000"' in drawn[0][1]
+    assert "1 of &lt;2&gt;" in drawn[0][1]
 
 
 def test_near_misses(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,7 +46,7 @@ def imports_of_ours(source: str) -> Iterator[str]:
 def allowed(name: str, folder: str) -> bool:
     if name in SHARED or name.startswith(f"pyro_avse.{folder}."):
         return True
-    programs = {"pyro_avse.models.noisy_speech", "pyro_avse.models.nmf_noise"}
+    programs = {f"pyro_avse.models.{name}" for name in ("noisy_speech", "nmf_noise", "markov")}
     return folder == "inference" and name in programs
 
 
@@ -83,6 +83,7 @@ FLOORS = (
     {"lab"},
     {"sweep", "training"},
     {"enhancement"},
+    {"rivals"},
     {"weights"},
     {"inference"},
     {"models", "data"},

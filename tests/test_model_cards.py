@@ -25,7 +25,7 @@ from pyro_avse.weights.checkpoint import bundled_weights, find_weights, load_pri
 from pyro_avse.weights.tensors import load_tensors
 
 ROOT = Path(__file__).resolve().parents[1]
-LIMIT = 24e6  # bytes
+LIMIT = 30e6  # bytes
 Run = Callable[..., tuple[int, str, str]]
 every_card = pytest.mark.parametrize("name", load_cards())
 
@@ -44,11 +44,12 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def lone_files(folder: Path, cards: dict[str, Any]) -> set[str]:
-    """Files without their card, and cards without their file: what is assembled has none."""
+    """Files without their card, and cards without their file; what is assembled may have one."""
     expected = {f"{name}.json" for name in cards}
     expected |= {f"{name}.safetensors" for name, card in cards.items() if "parts" not in card}
     guides = {f"{name}.{kind}.safetensors" for name in cards for kind in ("guide", "live")}
-    return {path.name for path in folder.iterdir() if path.name not in guides} ^ expected
+    own = {f"{name}.safetensors" for name, card in cards.items() if "parts" in card}
+    return {path.name for path in folder.iterdir() if path.name not in guides | own} ^ expected
 
 
 def test_every_file_has_its_card_and_every_card_its_file() -> None:
@@ -66,7 +67,7 @@ def test_a_lone_file_and_a_lone_card_are_seen(
 
 
 def test_the_bundle_is_small_and_packaged() -> None:
-    """At most 24 MB in all, each file under a pattern of the package's data, the default among them."""
+    """At most 30 MB in all, each file under a pattern of the package's data, the default among them."""
     sizes = {path.name: path.stat().st_size for path in FOLDER.iterdir()}
     assert sum(sizes.values()) <= LIMIT, sizes
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
@@ -112,7 +113,8 @@ def test_a_card_says_what_its_file_is(name: str) -> None:
     assert card["lips"] == needs
     recipe = load_recipe(card["recipe"])
     assert (recipe.model, recipe.seed) == (card["model"], card["seed"])
-    assert (recipe.training.epochs == 0) == ("parts" in card)
+    own = (FOLDER / f"{name}.safetensors").exists()
+    assert own == (recipe.training.epochs > 0)
     if "parts" in card:
         assert recipe.initialise == card["parts"]
 

@@ -7,7 +7,15 @@ import pytest
 
 from pyro_avse.models import MODELS
 from pyro_avse.models.guide import NoisyGuide
-from pyro_avse.training.recipe import GuideRecipe, Recipe, load_recipe, recipes, split_source
+from pyro_avse.rivals.find import RIVALS
+from pyro_avse.training.recipe import (
+    GuideRecipe,
+    Recipe,
+    RivalRecipe,
+    load_recipe,
+    recipes,
+    split_source,
+)
 from pyro_avse.training.stages import build_prior
 from pyro_avse.typing import InputError, couples_frames
 
@@ -19,6 +27,9 @@ def test_bundled_recipes_parse(name: str) -> None:
     if isinstance(loaded, GuideRecipe):
         assert loaded.prior in MODELS
         NoisyGuide(MODELS[loaded.prior](), **loaded.options)
+        return
+    if isinstance(loaded, RivalRecipe):
+        assert loaded.rival in RIVALS
         return
     stages = {"": loaded} if isinstance(loaded, Recipe) else loaded
     for recipe in stages.values():

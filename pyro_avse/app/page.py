@@ -208,12 +208,14 @@ def _panel(name: str) -> list[Any]:
     with gr.Row():
         names = ("Noisy", "Enhanced", "Noise")
         sounds = [_player(what, f"{name}-{what.lower()}") for what in names]
-    return [*sounds, _image(f"{name}-figure"), gr.Textbox(label="What was found", lines=4)]
+    figures = [_image(f"{name}-figure"), _image(f"{name}-doubt")]
+    return [*sounds, *figures, gr.Textbox(label="What was found", lines=4)]
 
 
 def _shown(outcome: Outcome) -> list[Any]:
+    doubt = None if outcome.doubt is None else str(outcome.doubt)
     files = (outcome.noisy, outcome.speech, outcome.noise, outcome.figure)
-    return [*(str(file) for file in files), outcome.said]
+    return [*(str(file) for file in files), doubt, outcome.said]
 
 
 def _player(label: str, name: str) -> gr.Audio:

@@ -6,6 +6,8 @@ A browser is told by a Content-Security-Policy to load nothing from elsewhere; G
 import os
 import socket
 import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,48 +33,60 @@ def serving(host: str, port: int, *, longest: float = 30.0, threads: int = 1) ->
     Raises:
         InputError: Gradio is not installed, or the port cannot be had.
     """
-    port = free_port(host, port)
-    with tempfile.TemporaryDirectory(prefix="pyro_avse_app_", ignore_cleanup_errors=True) as folder:
-        os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False"}
+    door = open_door(host, port)
+    with (
+        door,
+        tempfile.TemporaryDirectory(prefix="pyro_avse_app_", ignore_cleanup_errors=True) as place,
+    ):
+        os.environ |= {"GRADIO_TEMP_DIR": place, "GRADIO_ANALYTICS_ENABLED": "False"}
         try:
             import gradio as gr
+            import uvicorn
+            from fastapi import FastAPI
             from starlette.middleware import Middleware
         except ImportError as error:
             raise InputError(f"{error}: pip install 'pyro_avse[app]'") from None
         from pyro_avse.app.page import build_page
 
-        page = build_page(Path(folder), longest=longest, threads=threads)
         theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
         theme.set(body_text_color_subdued="*neutral_600")
+        app = gr.mount_gradio_app(
+            FastAPI(middleware=[Middleware(OnlyHere)]),
+            build_page(Path(place), longest=longest, threads=threads),
+            path="/",
+            server_name=host,
+            server_port=door.getsockname()[1],
+            show_error=False,
+            max_file_size=f"{MOST_MEGABYTES}mb",
+            footer_links=[],
+            run_history=False,
+            ssr_mode=False,
+            theme=theme,
+        )
+        server = uvicorn.Server(
+            uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
+        )
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [door]}, daemon=True)
+        thread.start()
         try:
-            page.launch(
-                server_name=host,
-                server_port=port,
-                prevent_thread_lock=True,
-                quiet=True,
-                share=False,
-                max_file_size=f"{MOST_MEGABYTES}mb",
-                footer_links=[],
-                ssr_mode=False,
-                theme=theme,
-                app_kwargs={"middleware": [Middleware(OnlyHere)]},
-            )
-            yield f"http://{host}:{port}/"
+            while thread.is_alive() and not server.started:
+                time.sleep(0.01)
+            yield f"http://{host}:{door.getsockname()[1]}/"
         finally:
-            page.close(verbose=False)
+            server.should_exit = True
+            thread.join(timeout=10)
 
 
-def free_port(host: str, port: int) -> int:
-    """The port, or any that is free for 0. Raises InputError where it cannot be had."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except (OSError, OverflowError) as error:
-            raise InputError(
-                f"{host}:{port} cannot be had ({error}): give another --port"
-            ) from None
-        return int(probe.getsockname()[1])
+def open_door(host: str, port: int) -> socket.socket:
+    """A socket on the port, or on any that is free for 0. Raises InputError where it cannot be had."""
+    door = socket.socket()
+    door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        door.bind((host, port))
+    except OSError as error:
+        door.close()
+        raise InputError(f"{host}:{port} cannot be had ({error}): give another --port") from None
+    return door
 
 
 class OnlyHere:

@@ -16,6 +16,7 @@ from pyro_avse.data.media.audio import Audio
 from pyro_avse.data.media.container import opened
 from pyro_avse.data.media.saving import save_audio, save_together
 from pyro_avse.enhancement.demo import LIPS, mix_clip
+from pyro_avse.enhancement.doubt import uncertainty_figure
 from pyro_avse.enhancement.drawing import result_figure, spectrograms_above
 from pyro_avse.enhancement.enhanced import Enhanced
 from pyro_avse.enhancement.enhancer import Enhancer, Recording
@@ -46,6 +47,8 @@ class Outcome:
     speech: Path
     noise: Path
     figure: Path
+    doubt: Path | None
+    """How sure it is; None of a scheme that draws nothing."""
     downloads: list[Path]
     """The speech as a sound and, of a video, under its pictures."""
     said: str
@@ -123,15 +126,14 @@ def enhance_upload(
         None if t is None else t.cpu().numpy() for t in (recording.lips, recording.lips_mask)
     )
     save_figure(result_figure(result, lips, mask), figure)
+    doubt: Path | None = folder / "doubt.png"
+    try:
+        uncertainty_figure([result.uncertainty], folder / "doubt.png")
+    except InputError:  # a scheme without draws
+        doubt = None
     said.append(f"{row['seconds']:.1f} s of work, {row['real_time_factor']:.2f} x real time")
-    return Outcome(
-        noisy,
-        speech,
-        noise,
-        figure,
-        [speech, *_video(path, folder, result, strength)],
-        "\n".join(said),
-    )
+    downloads = [speech, *_video(path, folder, result, strength)]
+    return Outcome(noisy, speech, noise, figure, doubt, downloads, "\n".join(said))
 
 
 def _video(path: Path, folder: Path, result: Enhanced, strength: float) -> list[Path]:

@@ -50,6 +50,7 @@ def _run() -> int:
         live,
         page,
         posteriors,
+        separate,
         sweep,
         training,
         weights,

@@ -47,6 +47,10 @@ def compare(
     fps: FpsOption = None,
     model: ModelOption = DEFAULT_MODEL,
     schemes: Annotated[str, typer.Option(help="Names, by commas.")] = "vem,collapsed_vem,mcem",
+    models: Annotated[
+        str | None,
+        typer.Option(help="Rivals: names, module:function, NAME='CMD {noisy} {out}'; by commas."),
+    ] = None,
     kernels: Annotated[
         str | None,
         typer.Option(help="Names, as hmc or gibbs:pcn, by commas; else each scheme's own."),
@@ -74,6 +78,7 @@ def compare(
     from pyro_avse.files import check_place, refuse_inputs, write_atomically
     from pyro_avse.lab.comparison import Clip, compare
     from pyro_avse.lab.page import TITLES, cells, comparison_page, input_cells, label
+    from pyro_avse.rivals.find import find_rivals
     from pyro_avse.weights.checkpoint import load_prior
 
     if 0 < draws < 4:
@@ -82,6 +87,7 @@ def compare(
     moved = None
     if kernels is not None:
         moved = {name: find_kernel(name) for name in split_names(kernels, "--kernels")}
+    rivals = [] if models is None else find_rivals(split_names(models, "--models"))
     if html is not None:
         check_place(html)
         refuse_inputs([html], files_read(noisy, lips, reference, model))
@@ -97,6 +103,7 @@ def compare(
         prior,
         chosen,
         moved,
+        rivals=rivals,
         stft=stft,
         device=device,
         adapt=adapt,

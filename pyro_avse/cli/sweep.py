@@ -30,7 +30,12 @@ def evaluate(
         typer.Option(help="white, pink, babble, recordings, folders, corpus (its own); by commas."),
     ],
     snr: Annotated[str, typer.Option(help="In dB, by commas: -5,0,5.")],
-    models: Annotated[str, typer.Option(help="Bundled names, weight files or LABEL=FILE.")],
+    models: Annotated[
+        str,
+        typer.Option(
+            help="Bundled names, weight files, rivals (log_mmse, module:function), LABEL=ONE, NAME='CMD {noisy} {out}'."
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="Folder of the results, new or to go on with.")],
     inference: Annotated[str, typer.Option(help="Schemes, or LABEL=SCHEME.")] = DEFAULT_INFERENCE,
     settings: SettingsOption = "{}",

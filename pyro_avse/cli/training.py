@@ -21,25 +21,33 @@ def train(
     more_data: Annotated[
         list[Path] | None, typer.Argument(help="What follows --data after the first.")
     ] = None,
+    noise: Annotated[
+        Path | None, typer.Option(help="Folder of recorded noises, for default/gabbay alone.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     device: DeviceOption = "auto",
 ) -> None:
-    """Train a speech prior from clean speech, all stages of a pipeline, or a guide for noisy speech.
+    """Train a speech prior from clean speech, a pipeline of them, a guide for noisy speech, or a rival.
 
     By several processes: torchrun --nproc-per-node 2 -m pyro_avse.cli train RECIPE ...
     """
     from pyro_avse.training.crew import crew_of_environment
-    from pyro_avse.training.recipe import GuideRecipe, Recipe, load_recipe
+    from pyro_avse.training.recipe import GuideRecipe, Recipe, RivalRecipe, load_recipe
     from pyro_avse.training.stages import train as run
 
     loaded, folders = load_recipe(recipe), [*data, *(more_data or [])]
     with crew_of_environment() as crew, progress_bar() as update:
-        if isinstance(loaded, GuideRecipe):
-            rounds = loaded.training.rounds
+        if isinstance(loaded, GuideRecipe | RivalRecipe):
+            if isinstance(loaded, GuideRecipe):
+                rounds = loaded.training.rounds
+                text = "log q {valid_objective:.1f}, of the codes {valid_codes:.1f}"
+            else:
+                rounds, text = loaded.training.epochs, loaded.rival
+                if loaded.rival == "gabbay":
+                    text = "loss {train_loss:.3f}, on held-out clips {valid_loss:.3f}"
 
             def tell(row: dict[str, Any]) -> None:
-                text = f"log q {row['valid_objective']:.1f}, of the codes {row['valid_codes']:.1f}"
-                update((row["epoch"] + 1) / rounds, text)
+                update((row["epoch"] + 1) / rounds, text.format(**row))
 
         else:
             stages = {"": loaded} if isinstance(loaded, Recipe) else loaded
@@ -59,6 +67,7 @@ def train(
             loaded,
             folders,
             out,
+            noise=noise,
             resume=resume,
             device=device,
             progress=tell if first else None,

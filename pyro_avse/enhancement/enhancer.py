@@ -92,6 +92,7 @@ class Enhancer:
         lips_mask: Bool[np.ndarray, "video_frame"] | None = None,
         sample_rate: int = SAMPLE_RATE,
         seed: int = 0,
+        progress: Callable[[float, str], None] | None = None,
     ) -> Enhanced:
         """Enhance one recording.
 
@@ -100,12 +101,13 @@ class Enhancer:
             lips: grey mouth regions, uint8 or in [0, 1], at `fps` frames a second; or what `load_lips` returned.
             lips_mask: False for video frames that show no mouth; there the sound alone counts. None: all do.
             seed: of every random draw.
+            progress: as of `separate`.
 
         Raises:
             InputError: sound or lips that cannot be used, lips missing where the prior needs them.
         """
         recording = self.prepare(mixture, lips, fps, lips_mask=lips_mask, sample_rate=sample_rate)
-        return self.separate(recording, seed=seed)
+        return self.separate(recording, seed=seed, progress=progress)
 
     def prepare(
         self,
@@ -129,21 +131,26 @@ class Enhancer:
 
         `lips` are of the whole recording, which lasts `duration` seconds. Raises InputError as `prepare`.
         """
-        parts = split(audio.waveform, audio.level)
-        x = self.stft.analyse(torch.from_numpy(parts.heard.astype(np.float32)).to(self.device))
+        sound = self.hear(audio)
         if lips is None:
             if self.prior.requires_lips:
                 raise InputError(
                     f"{type(self.prior).__name__} needs the lips: give --lips (lips=), or take a_vae"
                 )
-            return Recording(audio, parts, x, None)
-        times = start + self.stft.frame_times(len(x))
+            return sound
+        times = start + self.stft.frame_times(len(sound.spectrum))
         seen, known = lips_on_grid(lips, times, duration), mask_on_grid(lips, times)
         if not self.prior.uses_lips:
-            return Recording(audio, parts, x, None)
+            return sound
         on_device = torch.from_numpy(seen).to(self.device)
         mask = None if known is None else torch.from_numpy(known).to(self.device)
-        return Recording(audio, parts, x, on_device, mask)
+        return replace(sound, lips=on_device, lips_mask=mask)
+
+    def hear(self, audio: Audio) -> "Recording":
+        """Sound alone, on the STFT's grid."""
+        parts = split(audio.waveform, audio.level)
+        x = self.stft.analyse(torch.from_numpy(parts.heard.astype(np.float32)).to(self.device))
+        return Recording(audio, parts, x, None)
 
     def separate(
         self,
@@ -346,6 +353,7 @@ def enhance(
     guide: str | Path | None = "own",
     device: str = "auto",
     seed: int = 0,
+    progress: Callable[[float, str], None] | None = None,
 ) -> Enhanced:
     """Enhance one noisy recording with a bundled model.
 
@@ -358,6 +366,7 @@ def enhance(
         model: a bundled name or a weight file.
         inference: a name of `SCHEMES`, or a scheme with settings of its own.
         guide: for noisy speech: "own", the one that came with the model if there is one; None; or a file of yours.
+        progress: told the fraction done, and a text, after every EM iteration; `notebook_bar()` in a notebook.
 
     Returns:
         `Enhanced`, whose `.speech` is float32 of the mixture's length and level.
@@ -368,4 +377,12 @@ def enhance(
     prior, stft = load_prior(model, guide=guide)
     scheme = find_scheme(inference) if isinstance(inference, str) else inference
     enhancer = Enhancer(prior, scheme, stft=stft, device=device)
-    return enhancer(mixture, lips, fps, lips_mask=lips_mask, sample_rate=sample_rate, seed=seed)
+    return enhancer(
+        mixture,
+        lips,
+        fps,
+        lips_mask=lips_mask,
+        sample_rate=sample_rate,
+        seed=seed,
+        progress=progress,
+    )

@@ -21,6 +21,7 @@ rows with the reason. `iterations` counts what the objective has a value for: of
 Adam's steps.
 """
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
@@ -28,6 +29,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float32
 
 from pyro_avse.data.lips.lips import Lips
 from pyro_avse.data.media.audio import Audio
@@ -49,6 +51,7 @@ from pyro_avse.lab.diagnostics import (
     to_inference_data,
 )
 from pyro_avse.metrics import NAMES, Scores, score
+from pyro_avse.rivals.find import Rival
 from pyro_avse.stft import STFT
 from pyro_avse.typing import JSON, InputError, Kernel, Scheme, Separation
 
@@ -77,10 +80,12 @@ class Trial:
     """clip, scheme, kernel (None: the scheme takes none), `NUMBERS`, reason (what is missing, and why), diagnosed (what
     the sampling numbers are of)."""
     enhanced: Enhanced | None
-    """None: it could not be had, or this is not the first clip (many would not fit in memory)."""
+    """None: it could not be had, it is a rival's, or this is not the first clip (many would not fit in memory)."""
     diagnosis: Diagnosis | None
     ess_per_second: np.ndarray | None
     """Of each frame."""
+    speech: Float32[np.ndarray, "sample_16k"] | None = None
+    """What came out, a rival's too; None where it could not be had, or this is not the first clip."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +147,7 @@ def compare(
     schemes: Mapping[str, Scheme],
     kernels: Mapping[str, Kernel] | None = None,
     *,
+    rivals: Sequence[Rival] = (),
     stft: STFT | None = None,
     device: str | torch.device = "auto",
     adapt: bool = False,
@@ -158,18 +164,21 @@ def compare(
         prior, stft, device: as in `Enhancer`.
         schemes: by the names that they will have in the table.
         kernels: the same; None: each scheme keeps its own.
+        rivals: as `find_rival` finds them; a row each, by their names, without a kernel.
         adapt: adapt step sizes in the schemes' E-steps too (Robbins-Monro), where scheme and kernel can.
         draws, warmup, chains: of the longer run for the sampling numbers; 0 draws: none.
         seed: of every scheme on every clip, and of every longer run.
         report: told in a line what comes next.
 
     Raises:
-        InputError: a clip that cannot be used. What a scheme refuses is a row instead.
+        InputError: a clip that cannot be used; a rival called as a scheme. What a scheme refuses is a row instead.
     """
     if 0 < draws < LEAST_DRAWS:
         raise InputError(
             f"{draws} draws have no R-hat and no ESS: take {LEAST_DRAWS} or more, or 0 for none"
         )
+    if taken := [rival.name for rival in rivals if rival.name in schemes]:
+        raise InputError(f"a rival is called as the scheme {taken[0]}: name it anew, NEW=...")
     combinations = combine(schemes, kernels, adapt=adapt)
     long_run = _LongRun(draws, warmup, chains, seed)
     done: list[tuple[Scores | None, list[Trial]]] = []
@@ -187,7 +196,11 @@ def compare(
                 _rehearse(enhancer, clip)
             named = {"clip": clip.name, "scheme": name, "kernel": kernel_name}
             trial = _run(named, enhancer, clip, before, long_run, firsts)
-            trials.append(trial if not done else replace(trial, enhanced=None))
+            trials.append(trial if not done else replace(trial, enhanced=None, speech=None))
+        for rival in rivals:
+            report(f"{clip.name}: {rival.name}")
+            trial = _ask(rival, clip, before)
+            trials.append(trial if not done else replace(trial, speech=None))
         done.append((before, trials))
     every = [trial for _, trials in done for trial in trials]
     return Comparison(list(clips), [before for before, _ in done], every)
@@ -294,13 +307,7 @@ def _run(
     except InputError as refusal:
         return Trial(row | {"reason": str(refusal)}, None, None, None)
     row |= {"seconds": measured["seconds"], "iterations": measured["iterations"]}
-    reasons, scores = ["no scores: no reference"], measured["output"]
-    if scores is not None:
-        for name in NAMES:
-            if scores[name] is not None:
-                row[name] = scores[name]
-                row[f"{name}_improvement"] = scores[name] - getattr(before, name)
-        reasons = [f"no {name}: {why}" for name, why in scores["reasons"].items()]
+    reasons = _note_scores(row, measured["output"], before)
     diagnosis = ess_per_second = None
     try:
         own = enhanced.separation
@@ -320,4 +327,30 @@ def _run(
     except InputError as refusal:
         reasons.append(f"no ESS: {refusal}")
     row["reason"] = "; ".join(reasons) or None
-    return Trial(row, enhanced, diagnosis, ess_per_second)
+    return Trial(row, enhanced, diagnosis, ess_per_second, enhanced.speech_16k)
+
+
+def _ask(rival: Rival, clip: Clip, before: Scores | None) -> Trial:
+    """A rival's row; it samples nothing."""
+    row: JSON = {"clip": clip.name, "scheme": rival.name, "kernel": None}
+    row |= {**dict.fromkeys(NUMBERS, np.nan), "reason": None, "diagnosed": None}
+    start = time.perf_counter()
+    try:
+        speech = rival(clip.mixture.waveform, clip.lips)
+    except InputError as refusal:
+        return Trial(row | {"reason": str(refusal)}, None, None, None)
+    row["seconds"] = time.perf_counter() - start
+    scores = None if clip.clean is None else score(speech, clip.clean.waveform).as_dict()
+    row["reason"] = "; ".join(_note_scores(row, scores, before)) or None
+    return Trial(row, None, None, None, speech)
+
+
+def _note_scores(row: JSON, scores: JSON | None, before: Scores | None) -> list[str]:
+    """Put scores and improvements into the row; why some are missing."""
+    if scores is None:
+        return ["no scores: no reference"]
+    for name in NAMES:
+        if scores[name] is not None:
+            row[name] = scores[name]
+            row[f"{name}_improvement"] = scores[name] - getattr(before, name)
+    return [f"no {name}: {why}" for name, why in scores["reasons"].items()]

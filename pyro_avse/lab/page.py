@@ -56,7 +56,7 @@ def _number(value: float, digits: int) -> str:
 def comparison_page(comparison: Comparison) -> bytes:
     """The HTML page: the table over all clips; sound, spectrograms and curves of the first clip."""
     rows, clip = comparison.rows, comparison.clips[0]
-    heard = [trial for trial in comparison.trials if trial.enhanced is not None]
+    heard = [trial for trial in comparison.trials if trial.speech is not None]
     table = [input_cells(comparison), *(cells(row, len(comparison.clips)) for row in rows)]
     return html.page(
         f"Schemes and kernels on {', '.join(clip.name for clip in comparison.clips)}",
@@ -94,8 +94,7 @@ def _waveforms(comparison: Comparison, heard: list[Trial]) -> Iterator[tuple[str
     if clip.clean is not None:
         yield "clean", clip.clean.waveform
     for trial in heard:
-        assert trial.enhanced is not None
-        yield label(trial.row), trial.enhanced.speech_16k
+        yield label(trial.row), trial.speech
 
 
 def _players(comparison: Comparison, heard: list[Trial]) -> Iterator[list[str]]:
@@ -117,6 +116,7 @@ def _spectrograms(comparison: Comparison, heard: list[Trial]) -> Figure:
 
 def _objectives(heard: list[Trial]) -> Figure:
     """A panel for each scheme, a line for each of its kernels."""
+    heard = [trial for trial in heard if trial.enhanced is not None]  # a rival has none
     schemes = list(dict.fromkeys(trial.row["scheme"] for trial in heard))
     figure = Figure(figsize=(12, 2.2 * max(len(schemes), 1)), layout="constrained")
     axes: Any = figure.subplots(max(len(schemes), 1), 1, squeeze=False)[:, 0]

@@ -15,20 +15,15 @@ see the same folders. Processes are spawned: a script that asks for them guards 
 import fcntl
 import json
 import math
-import multiprocessing
-import os
-import signal
-import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 import torch
 
 from pyro_avse.data.corpora.utterance import Split
@@ -37,11 +32,13 @@ from pyro_avse.defaults import DEFAULT_INFERENCE, SAMPLE_RATE
 from pyro_avse.enhancement.enhanced import Enhanced
 from pyro_avse.enhancement.enhancer import Enhancer, Recording
 from pyro_avse.enhancement.find import build_scheme, find_device
-from pyro_avse.files import make_folder, remove_litter, write_atomically
+from pyro_avse.files import make_folder, write_atomically
 from pyro_avse.metrics import NAMES, auc, score, share_without_lips
+from pyro_avse.rivals.find import Rival, find_rival
 from pyro_avse.sweep.mixtures import Mixed, Mixture, mix
-from pyro_avse.sweep.protocol import Run, Unit, join_protocol, make_protocol, units
+from pyro_avse.sweep.protocol import RIVAL, Run, Unit, join_protocol, make_protocol, runs_of, units
 from pyro_avse.sweep.results import load_results, merge_parts, row_key, write_row
+from pyro_avse.sweep.workers import run_all
 from pyro_avse.typing import JSON, InputError
 from pyro_avse.weights.checkpoint import load_prior
 
@@ -50,13 +47,11 @@ if TYPE_CHECKING:
 
 MERGE_EVERY = 500
 """Rows, after which the small files are merged into one."""
-SECONDS_TO_CONNECT = 10
-"""To a scheduler of dask."""
 Progress = Callable[[int, int], None]
 Batch = tuple[Unit, ...]
 """What a process does at a time: mixtures that are enhanced at once, with the runs that are still to do on each."""
-Outcome = tuple[tuple[Enhanced, float] | None, str | None]
-"""Of one mixture: what came out and its seconds, or why nothing did."""
+Outcome = tuple[tuple[Enhanced | np.ndarray, float] | None, str | None]
+"""Of one mixture: what came out, of a rival its speech alone, and its seconds; or why nothing did."""
 T = TypeVar("T")
 
 
@@ -89,7 +84,9 @@ def evaluate(
         noises: "white", "pink", "babble", recordings, folders of recordings; "corpus": the mixtures that come with the
             clips (NTCD-TIMIT's), each kind of them by its name, at its nominal SNRs.
         snrs: in dB.
-        models: bundled names or weight files; "LABEL=FILE" gives one another name in the table.
+        models: bundled names or weight files; "LABEL=FILE" gives one another name in the table. Rivals too
+            (`pyro_avse.rivals.find`): their names, "module:function", "LABEL=CMD {noisy} {out}"; they have one row for
+            all schemes.
         inference: schemes; "LABEL=SCHEME" is one with settings of its own.
         out: folder of the results, new or of the same protocol.
         clips: only so many, of every speaker in turn; fewer are always among more. None: all.
@@ -132,12 +129,14 @@ def evaluate(
         write_atomically(out / "protocol.json", json.dumps(joined, indent=1).encode())
         merge_parts(out)
         wanted = joined | {"sweeps": new["sweeps"]}
-        total = len(joined["clips"]) * math.prod(map(len, new["sweeps"][0].values()))
+        mixtures = math.prod(len(new["sweeps"][0][name]) for name in ("noises", "snrs", "lips"))
+        total = len(joined["clips"]) * mixtures * len(runs_of(joined, new["sweeps"][0]))
         rows = load_results(out)
         finished = set(rows["key"][rows["failure"].isna()] if retry else rows["key"])
         to_do = list(_batches(wanted, finished))
         done = merged = total - sum(len(runs) for one in to_do for _, runs in one)
-        with closing(_run_all(out, to_do, jobs, cluster, device)) as counts:
+        work = partial(run_batch, out.resolve(), device=device)
+        with closing(run_all(work, to_do, out, jobs, cluster)) as counts:
             for count in counts:
                 done += count
                 if progress is not None:
@@ -176,6 +175,14 @@ def find_enhancer(run: Run, device: str = "cpu") -> Enhancer:
     prior, stft = _prior(run.weights, run.digest)
     scheme = build_scheme(run.scheme, json.loads(run.settings))
     return Enhancer(prior, scheme, stft=stft, device=device)
+
+
+def speech_of(run: Run, mixed: Mixed, seed: int) -> np.ndarray:
+    """What one run makes of one mixture, at 16 kHz, where the mixture's peak is 1."""
+    if run.scheme == RIVAL:
+        return _rival(run)(mixed.noisy.waveform, mixed.lips)
+    enhancer = find_enhancer(run)
+    return enhancer.separate(enhancer.prepare(mixed.noisy, mixed.lips), seed=seed).speech_16k
 
 
 def _batches(protocol: JSON, done: set[str]) -> Iterator[Batch]:
@@ -239,6 +246,8 @@ def _attempt(work: Callable[[], T]) -> tuple[T | None, str | None]:
 
 def _enhance(run: Run, made: list[_Made], device: str) -> list[Outcome]:
     """What one model and scheme make of the mixtures, all at once whose lips are of one kind."""
+    if run.scheme == RIVAL:
+        return [_ask_rival(run, one) for one in made]
     outcomes: list[Outcome] = [(None, one.failure) for one in made]
     alike: dict[Any, dict[int, Recording]] = {}
     for i, one in enumerate(made):
@@ -254,6 +263,15 @@ def _enhance(run: Run, made: list[_Made], device: str) -> list[Outcome]:
         for i, outcome in zip(recordings, found, strict=True):
             outcomes[i] = outcome
     return outcomes
+
+
+def _ask_rival(run: Run, made: _Made) -> Outcome:
+    """What a rival makes of one mixture."""
+    if made.mixed is None:
+        return None, made.failure
+    start = time.perf_counter()
+    speech, reason = _attempt(partial(speech_of, run, made.mixed, made.row["seed"]))
+    return (None if speech is None else (speech, time.perf_counter() - start)), reason
 
 
 def _prepare(run: Run, name: Path, mixed: Mixed, device: str) -> Recording:
@@ -276,19 +294,35 @@ def _separate(enhancer: Enhancer, recordings: list[Recording], seeds: list[int])
     return [_separate(enhancer, [r], [s])[0] for r, s in zip(recordings, seeds, strict=True)]
 
 
-def _fill_in(row: JSON, mixed: Mixed, run: Run, result: Enhanced, seconds: float) -> None:
+def _fill_in(
+    row: JSON, mixed: Mixed, run: Run, result: Enhanced | np.ndarray, seconds: float
+) -> None:
     """Note in the row how well the speech came out, and how fast."""
-    after, heard = score(result.speech_16k, mixed.clean.waveform), result.responsibilities[0]
+    speech = result.speech_16k if isinstance(result, Enhanced) else result
+    after = score(speech, mixed.clean.waveform)
+    row |= {f"{name}_out": getattr(after, name) for name in NAMES}
+    row |= {"seconds": seconds}
+    row |= {"real_time_factor": seconds * SAMPLE_RATE / len(mixed.noisy.waveform)}
+    row["reasons"] = row["reasons"] | {"out": after.reasons}
+    if not isinstance(result, Enhanced):
+        return
+    heard = result.responsibilities[0]
     bad = mixed.bad_on_grid(result.frame_times)
     area, reason = math.nan, "the lips are clean" if bad is None else "the model has one component"
     if bad is not None and len(result.responsibilities) > 1:
         sees = _prior(run.weights, run.digest)[0].components_see
         area, reason = auc(share_without_lips(result.responsibilities, sees), bad)
-    row |= {f"{name}_out": getattr(after, name) for name in NAMES}
-    row |= {"iterations": len(result.objective), "seconds": seconds}
-    row |= {"real_time_factor": seconds * SAMPLE_RATE / len(mixed.noisy.waveform)}
+    row |= {"iterations": len(result.objective)}
     row |= {"audio_responsibility": float(heard.mean()), "auc": area}
-    row["reasons"] = row["reasons"] | {"out": after.reasons} | ({"auc": reason} if reason else {})
+    row["reasons"] |= {"auc": reason} if reason else {}
+
+
+@cache
+def _rival(run: Run) -> Rival:
+    found = find_rival(run.weights)
+    if found is None:
+        raise InputError(f"{run.weights} is no rival any more: give another --out")
+    return replace(found, name=run.model)
 
 
 @cache
@@ -307,90 +341,3 @@ def _held(folder: Path) -> Iterator[None]:
                 f"another evaluate is writing to {folder}: wait for it, or give another --out"
             ) from None
         yield
-
-
-def _run_all(
-    folder: Path, to_do: list[Batch], jobs: int, cluster: str | None, device: str
-) -> Generator[int]:
-    """Rows of every batch, as it is done."""
-    folder = folder.resolve()
-    if cluster is not None:
-        return _on_dask(folder, to_do, jobs, cluster, device)
-    if jobs > 1 and len(to_do) > 1:
-        return _in_processes(folder, to_do, jobs, device)
-    return (run_batch(folder, batch, device) for batch in to_do)
-
-
-def _in_processes(folder: Path, to_do: list[Batch], jobs: int, device: str) -> Generator[int]:
-    others = set(multiprocessing.active_children())
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(jobs, len(to_do)), context, initializer=_watch_parent)
-    try:
-        for future in as_completed([pool.submit(run_batch, folder, b, device) for b in to_do]):
-            yield future.result()
-    except BrokenProcessPool:
-        raise InputError(
-            "a process of the sweep died (killed, or out of memory): run the same again, it goes on where it was"
-        ) from None
-    except BaseException:
-        for child in set(multiprocessing.active_children()) - others:
-            child.terminate()  # nothing to wait for: a row is whole or not there
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
-        remove_litter(folder / "parts")
-
-
-def _watch_parent() -> None:
-    """End with the process that started this one: a killed sweep leaves nobody behind."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends us
-
-    def wait() -> None:
-        parent = multiprocessing.parent_process()
-        assert parent is not None
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
-
-
-def _on_dask(
-    folder: Path, to_do: list[Batch], jobs: int, cluster: str, device: str
-) -> Generator[int]:
-    try:
-        from distributed import Client, KilledWorker, LocalCluster
-        from distributed import as_completed as as_finished
-    except ImportError:
-        raise InputError(
-            "a cluster needs dask.distributed: pip install 'pyro_avse[cluster]'"
-        ) from None
-    with ExitStack() as stack:
-        address: Any = cluster
-        if cluster == "local":
-            options = {"n_workers": jobs, "threads_per_worker": 1, "dashboard_address": ":0"}
-            address = stack.enter_context(LocalCluster(**options))
-        try:
-            client = stack.enter_context(
-                Client(address, timeout=SECONDS_TO_CONNECT, set_as_default=False)
-            )
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"no dask scheduler at {cluster} ({error}): check --scheduler"
-            ) from None
-        futures = [client.submit(run_batch, folder, b, device, pure=False) for b in to_do]
-        try:
-            for future in as_finished(futures, loop=client.loop):
-                yield future.result()
-        except KilledWorker:
-            raise InputError(
-                "workers die over one mixture (out of memory?): run the same again, it goes on where it was"
-            ) from None
-        except InputError:
-            raise
-        except (
-            Exception
-        ) as error:  # `run_batch` keeps its own: the scheduler is lost, or a worker lacks something
-            raise InputError(
-                f"dask failed ({type(error).__name__}: {' '.join(str(error).split())}): see that its scheduler runs and"
-                " its workers have pyro_avse and the same folders, and run the same again"
-            ) from None

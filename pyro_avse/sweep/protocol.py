@@ -7,6 +7,7 @@ models, schemes and clips: rows are named by what they are, never by their order
 
 import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from pyro_avse.data.media.audio import load_audio
 from pyro_avse.data.noise import Level, choose_voices
 from pyro_avse.enhancement.find import build_scheme
 from pyro_avse.errors import closest
+from pyro_avse.rivals.find import find_rival, labelled
 from pyro_avse.sweep.mixtures import LIPS, Mixture, place_mixture
 from pyro_avse.typing import JSON, InputError
 from pyro_avse.weights.checkpoint import (
@@ -44,17 +46,22 @@ VERSION = 1
 """Of protocol.json."""
 
 
+RIVAL = "-"
+"""The scheme of a rival's rows, and its label: it has none."""
+
+
 @dataclass(frozen=True)
 class Run:
-    """One model with one scheme."""
+    """One model with one scheme, or a rival."""
 
     model: str
     weights: str
-    """Bundled name or weight file."""
+    """Bundled name or weight file; of a rival what `find_rival` takes."""
     digest: str
     """Of the weights."""
     inference: str
     scheme: str
+    """`RIVAL` of a rival."""
     settings: str
     """JSON."""
 
@@ -105,10 +112,10 @@ def make_protocol(
             f"{clips} clips of {split}, which has {len(found)}: give 1 to {len(found)}"
         )
     settings = dict(settings or {})
-    schemes = _labelled(inference, "--inference")
+    schemes = labelled(inference, "--inference")
     sweep: JSON = {
         "noises": _find_noises(noises, corpus.utterances, found, data),
-        "models": {label: _model(name) for label, name in _labelled(models, "--models").items()},
+        "models": {label: _model(name) for label, name in labelled(models, "--models").items()},
         "inference": {
             label: {"scheme": name, "settings": settings.get(label, {})}
             for label, name in schemes.items()
@@ -196,7 +203,7 @@ def units(protocol: JSON) -> Iterator[Unit]:
     """The mixtures of the newest sweep with all their runs, clip by clip."""
     data, sweep = Path(protocol["data"]), protocol["sweeps"][-1]
     pool = find_corpus(data).utterances if "babble" in sweep["noises"] else []
-    runs = tuple(find_run(protocol, m, i) for i in sweep["inference"] for m in sweep["models"])
+    runs = runs_of(protocol, sweep)
     grid = [(n, s, v) for n in sweep["noises"] for s in sweep["snrs"] for v in sweep["lips"]]
     for clip in protocol["clips"]:
         for noise, snr, lips in grid:
@@ -205,9 +212,18 @@ def units(protocol: JSON) -> Iterator[Unit]:
             yield place_mixture(protocol, clip, noise, snr, lips, seed=seed, files=files), runs
 
 
+def runs_of(protocol: JSON, sweep: JSON) -> tuple[Run, ...]:
+    """Every model with every scheme, and every rival once."""
+    runs = (find_run(protocol, m, i) for i in sweep["inference"] for m in sweep["models"])
+    return tuple(dict.fromkeys(runs))
+
+
 def find_run(protocol: JSON, model: str, inference: str) -> Run:
-    """A model and a scheme of a protocol, by their labels."""
-    weights, scheme = protocol["models"][model], protocol["inference"][inference]
+    """A model and a scheme of a protocol, by their labels; a rival is the same run whatever the scheme."""
+    weights = protocol["models"][model]
+    if weights.get("rival"):
+        return Run(model, weights["weights"], weights["digest"], RIVAL, RIVAL, "{}")
+    scheme = protocol["inference"][inference]
     settings = json.dumps(scheme["settings"])
     return Run(model, weights["weights"], weights["digest"], inference, scheme["scheme"], settings)
 
@@ -325,23 +341,15 @@ def _clip(utterance: Utterance, data: Path, with_noisy: bool) -> JSON:
 
 
 def _model(name: str) -> JSON:
+    rival = find_rival(name)
+    if rival is not None:
+        place = str(Path(name).resolve()) if os.path.isfile(name) else name
+        return {"weights": place, "digest": _digest(rival.content), "rival": True}
     load_prior(name)  # refuses what is no weight file
     files = weight_files(name)
     parts = listed(name) or [name]
     place = "+".join(p if p in bundled_weights() else str(find_weights(p).resolve()) for p in parts)
     return {"weights": place, "digest": _digest(b"".join(file.read_bytes() for file in files))}
-
-
-def _labelled(names: Sequence[str], option: str) -> dict[str, str]:
-    """{"vem": "vem", "slow": "vem"} of "vem" and "slow=vem"."""
-    pairs = [(name.split("=")[0], name.split("=", 1)[-1]) for name in names]
-    labels = [label for label, _ in pairs]
-    if not labels:
-        raise InputError(f"{option} is empty: give at least one name")
-    for label in labels:
-        if labels.count(label) > 1:
-            raise InputError(f"{option} names {label!r} twice: name one of them anew, NEW={label}")
-    return dict(pairs)
 
 
 def _differ(old: JSON, new: JSON) -> bool:

@@ -22,9 +22,9 @@ from pyro_avse import html
 from pyro_avse.files import make_folder, write_atomically
 from pyro_avse.plots import save_figure
 from pyro_avse.sweep.bad_lips import auc_table, draw_responsibilities, loss_table
-from pyro_avse.sweep.evaluation import find_enhancer
+from pyro_avse.sweep.evaluation import speech_of
 from pyro_avse.sweep.mixtures import rebuild
-from pyro_avse.sweep.protocol import find_run, read_protocol
+from pyro_avse.sweep.protocol import find_run, read_protocol, runs_of
 from pyro_avse.sweep.results import load_results, summarise
 from pyro_avse.typing import JSON, InputError
 
@@ -111,7 +111,8 @@ def improvement_table(frame: "pd.DataFrame") -> Table:
         parts += [(str(n), "all", r) for n, r in rows.groupby("noise", sort=False, observed=True)]
         parts += [("all", f"{s:g}", r) for s, r in rows.groupby("snr", sort=True)]
         for noise, snr, part in parts:
-            rest = [f"{part['audio_responsibility'].mean():.2f}", f"{part['seconds'].mean():.1f}"]
+            r = part["audio_responsibility"].mean()
+            rest = [f"{r:.2f}" if np.isfinite(r) else "-", f"{part['seconds'].mean():.1f}"]
             table.append([*names, noise, snr, *_cells(part, "improvement", "+"), *rest])
     return table
 
@@ -182,8 +183,12 @@ def _in_order(frame: "pd.DataFrame", protocol: JSON) -> "pd.DataFrame":
 
 def _about(frame: "pd.DataFrame", protocol: JSON) -> list[str]:
     """What was done, and what is missing from it."""
-    axes = ("noises", "snrs", "lips", "models", "inference")
-    cells = {cell for sweep in protocol["sweeps"] for cell in product(*(sweep[a] for a in axes))}
+    axes = ("noises", "snrs", "lips")
+    cells = {
+        cell
+        for sweep in protocol["sweeps"]
+        for cell in product(*(sweep[a] for a in axes), runs_of(protocol, sweep))
+    }
     total = len(cells) * len(protocol["clips"])
     over = {"clip": "whole clips", "active": "active speech (P.56)"}[protocol["level"]]
     lines = [
@@ -226,9 +231,8 @@ def _player(row: "pd.Series[Any]", protocol: JSON) -> list[str]:
     said = html.paragraph(f"{title}: {scores}")
     try:
         made = rebuild(protocol, row)
-        enhancer = find_enhancer(find_run(protocol, row["model"], row["inference"]))
-        recording = enhancer.prepare(made.noisy, made.lips)
-        speech = enhancer.separate(recording, seed=int(row["seed"])).speech_16k
+        run = find_run(protocol, row["model"], row["inference"])
+        speech = speech_of(run, made, seed=int(row["seed"]))
     except InputError as error:
         return [said, html.paragraph(f"Not to be heard: {error}")]
     clean = made.clean.waveform / made.noisy.peak  # as loud as it is in the mixture

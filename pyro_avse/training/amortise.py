@@ -25,10 +25,7 @@ Steps come in rounds. A round seeds its own draws, and a checkpoint holds all th
 run that was killed ends in the same bytes.
 """
 
-import json
 import math
-from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -37,20 +34,16 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_avse.data.corpora.corpus import find_utterances
 from pyro_avse.enhancement.front import log_response
 from pyro_avse.inference.target import CollapsedTarget
 from pyro_avse.models.guide import NoisyGuide
 from pyro_avse.models.nmf_noise import response_basis
 from pyro_avse.stft import STFT
-from pyro_avse.training.folder import CHECKPOINT, CURVES, LOG, WEIGHTS, find_checkpoint, write_log
-from pyro_avse.training.pairs import CLEARER, Pairs, draw_pairs, load_speech
+from pyro_avse.training.pairs import CLEARER, Pairs, draw_pairs
 from pyro_avse.training.recipe import GuideRecipe
 from pyro_avse.training.svi import seeded
 from pyro_avse.typing import JSON, Guess, InputError
-from pyro_avse.weights.checkpoint import load_prior
-from pyro_avse.weights.guides import own_guide, read_guide, save_guide
-from pyro_avse.weights.tensors import load_state, save_tensors
+from pyro_avse.weights.tensors import load_state
 
 NOISE_WEIGHT = 0.05
 """w."""
@@ -265,63 +258,3 @@ def wake_loss(guide: NoisyGuide, q: Guess, pairs: Pairs, particles: int) -> Tens
     log_q = torch.logsumexp(r.log()[:, None] + q.codes.log_prob(z[:, None]).movedim(1, 0), 0)
     u = torch.softmax(log_p - log_q.detach(), 0)
     return -(u * log_q).sum(0).mean()
-
-
-def train_guide(
-    recipe: GuideRecipe,
-    roots: list[str | Path],
-    out: Path,
-    *,
-    resume: bool,
-    device: torch.device,
-    progress: Callable[[JSON], None] | None = None,
-) -> Path:
-    """Train a guide into `out`; files and refusals as of `pyro_avse.training.stages.train`."""
-    from pyro_avse.training.curves import guide_figure  # matplotlib takes a second to load
-
-    prior, stft = load_prior(recipe.prior, guide=None)
-    prior = prior.to(device)
-    with seeded(recipe.seed):
-        try:
-            guide = NoisyGuide(prior, **recipe.options).to(device)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise InputError(f"[options] of a guide: {error}") from None
-    if recipe.start:
-        _start_from(guide, recipe.start)
-    header: JSON = {"recipe": json.loads(json.dumps(asdict(recipe)))}
-    found = find_checkpoint(out, header["recipe"], resume)
-    train, valid = (
-        load_speech(
-            [u for root in roots for u in find_utterances(root, split)],
-            guide,
-            stft,
-            noise_floor_db=recipe.noise_floor_db or None,
-            seed=recipe.seed,
-        )
-        for split in ("train", "valid")
-    )
-    run = Amortiser(guide, recipe, train, valid, stft)
-    if found is not None:
-        run.restore(*found, path=out / CHECKPOINT)
-    for row in run.history:
-        if progress is not None:
-            progress(row)
-    while not run.finished:
-        row = run.run_round()
-        save_tensors(out / CHECKPOINT, *run.snapshot(header))
-        write_log(out / LOG, run.history)
-        if progress is not None:
-            progress(row)
-    guide_figure(run.history, out / CURVES)
-    guide.load_state_dict(run.best)
-    save_guide(out / WEIGHTS, guide, stft, half=recipe.half_precision)
-    return out / WEIGHTS
-
-
-def _start_from(guide: NoisyGuide, source: str) -> None:
-    """Copy what fits of another guide, which may be another prior's: the ear stays, the codes are learned anew."""
-    tensors, _ = read_guide(own_guide(source) or source)
-    state = guide.state_dict()
-    for name, tensor in tensors.items():
-        if name in state and state[name].shape == tensor.shape:
-            state[name].copy_(tensor)

@@ -9,13 +9,14 @@ level under each clip's peak.
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pyro_avse.data.corpora.corpus import Utterance
+from pyro_avse.data.lips.corrupt import Kind, corrupt_lips
 from pyro_avse.data.lips.lips import lips_on_grid
 from pyro_avse.data.lips.open import load_lips
 from pyro_avse.data.media.audio import load_audio
@@ -48,6 +49,7 @@ def load_frames(
     noise_floor_db: float | None,
     seed: int,
     level: Literal["peak", "speech"] = "peak",
+    bad_lips: float = 0.0,
 ) -> Frames:
     """Read clips into memory; where lips are wanted, clips without them are left out.
 
@@ -55,6 +57,7 @@ def load_frames(
         noise_floor_db: pink noise this many dB under each clip's peak; None adds none.
         seed: of that noise; each clip's also depends on its name, not on its place.
         level: what all clips have in common, floor included: a peak of 1, or a `speech_level` of 1, as at test time.
+        bad_lips: the share of each clip's pictures that are made bad, by one of three kinds as its name has it.
 
     Raises:
         InputError: no clip is left.
@@ -62,7 +65,13 @@ def load_frames(
     power, lips, ends = [], [], [0]
     usable = (u for u in utterances if u.lips is not None or not with_lips)
     for spectrum, seen in load_clips(
-        usable, stft, with_lips=with_lips, noise_floor_db=noise_floor_db, seed=seed, level=level
+        usable,
+        stft,
+        with_lips=with_lips,
+        noise_floor_db=noise_floor_db,
+        seed=seed,
+        level=level,
+        bad_lips=bad_lips,
     ):
         power.append(spectrum.abs().square())
         ends.append(ends[-1] + len(spectrum))
@@ -83,6 +92,7 @@ def load_clips(
     noise_floor_db: float | None,
     seed: int,
     level: Literal["peak", "speech"] = "peak",
+    bad_lips: float = 0.0,
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Each clip's STFT (frame, freq), complex, and its lips on the frames' grid where there are and are wanted.
 
@@ -102,5 +112,10 @@ def load_clips(
             yield spectrum, None
             continue
         seen = load_lips(utterance.lips, fps=utterance.fps)
+        if bad_lips:
+            place = zlib.crc32(utterance.name.encode())
+            kind = get_args(Kind)[place % len(get_args(Kind))]
+            rng = np.random.default_rng([seed, place])
+            seen, _ = corrupt_lips(seen, kind, rng, fraction=bad_lips)
         times = stft.frame_times(len(spectrum))
         yield spectrum, torch.from_numpy(lips_on_grid(seen, times, len(waveform) / 16000))

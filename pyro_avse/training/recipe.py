@@ -54,6 +54,9 @@ class Data:
     augment_lips: float = 0.0
     """Strength of the random changes to the training lips (`data.lips.augment`); 0 none, 1 what cameras and faces
     differ by."""
+    bad_lips: float = 0.0
+    """Share of every clip's pictures that are made bad, in training and validation (`data.lips.corrupt`): by a patch,
+    frozen or black, a clip by one of the three. What learns when lips are bad has to see some."""
     hop: int = 533
     """Samples from one STFT frame to the next; the window has 1024."""
     cut: float = 2.5
@@ -131,19 +134,51 @@ class GuideRecipe:
     noise_floor_db: float = 40.0
     """As in [data] of a prior's recipe."""
     lips_dropped: float = 0.3
-    """How often a recording's lips are taken away in training."""
+    """How often a recording's lips, or a speaker's, are taken away in training."""
+    separates: bool = False
+    """Whether it is to hear several speakers, and to tell them apart by their lips."""
     options: JSON = field(default_factory=dict)
-    """Of `NoisyGuide`: hidden, layers, causal."""
+    """Of `NoisyGuide`: hidden, layers, causal; of `SeparatingGuide`: hidden."""
     training: GuideTraining = field(default_factory=GuideTraining)
+
+
+@dataclass(frozen=True)
+class RivalTraining:
+    """How the supervised rival learns."""
+
+    epochs: int = 12
+    """Every clip once in each, in a noise of its own; of a dictionary its updates."""
+    batch_size: int = 8
+    """Recordings a step, of 3 s each."""
+    learning_rate: float = 1e-3
+    """It falls to 2 % along a cosine."""
+
+
+@dataclass(frozen=True)
+class RivalRecipe:
+    """A training run of a rival that is trained; a TOML file whose first key is `rival`."""
+
+    rival: Literal["gabbay", "supervised_nmf"]
+    """The second knows no noise: it takes `seed`, options and `training.epochs` alone."""
+    noises: list[str] = field(default_factory=list)
+    """The recordings that it learns, by their names without extension; of each the first half."""
+    seed: int = 0
+    own_voice: float = 0.2
+    """How often the noise is the same speaker in another clip, as in the paper: the mouth alone tells which to keep."""
+    snr_db: list[float] = field(default_factory=lambda: [-10.0, 10.0])
+    """Lowest and highest, uniformly."""
+    options: JSON = field(default_factory=dict)
+    """Of `GabbayNet`; of a dictionary its `rank`."""
+    training: RivalTraining = field(default_factory=RivalTraining)
 
 
 Pipeline = dict[str, Recipe]
 """Stages by name, in the order in which they are trained."""
 
 
-def load_recipe(name: str | Path) -> Recipe | Pipeline | GuideRecipe:
-    """A recipe, a pipeline or a guide's recipe from a file, or a bundled one by its name ("default/a_vae", "paper/all",
-    "default/guide_a_vae").
+def load_recipe(name: str | Path) -> Recipe | Pipeline | GuideRecipe | RivalRecipe:
+    """A recipe, a pipeline, a guide's or a rival's recipe from a file, or a bundled one by its name ("default/a_vae",
+    "paper/all", "default/guide_a_vae", "default/gabbay").
 
     Raises:
         InputError: no such recipe; not TOML; an unknown key, or a value of the wrong kind; a stage without a name, or
@@ -154,6 +189,8 @@ def load_recipe(name: str | Path) -> Recipe | Pipeline | GuideRecipe:
         return parse_pipeline(content, source=source)
     if "prior" in content:
         return parse_guide_recipe(content, source=source)
+    if "rival" in content:
+        return parse_rival_recipe(content, source=source)
     return parse_recipe(content, source=source)
 
 
@@ -191,6 +228,10 @@ def parse_recipe(content: JSON, *, source: str) -> Recipe:
         raise InputError(
             f"{source} [data]: noisy_fraction is {recipe.data.noisy_fraction}: expected a share from 0 to 1"
         )
+    if recipe.data.bad_lips >= 1:
+        raise InputError(
+            f"{source} [data]: bad_lips is {recipe.data.bad_lips}: expected a share from 0 to less than 1"
+        )
     if recipe.training.epochs > 0 and recipe.training.patience < 1:
         raise InputError(f"{source} [training]: patience is 0: expected 1 or more")
     if recipe.data.augment_lips > 2:
@@ -215,6 +256,27 @@ def parse_guide_recipe(content: JSON, *, source: str) -> GuideRecipe:
     for name, share in (("wake", recipe.training.wake), ("lips_dropped", recipe.lips_dropped)):
         if share > 1:
             raise InputError(f"{source}: {name} is {share}: expected a share from 0 to 1")
+    return recipe
+
+
+def parse_rival_recipe(content: JSON, *, source: str) -> RivalRecipe:
+    """The supervised rival's recipe from TOML's tables."""
+    recipe: RivalRecipe = _parse(RivalRecipe, content, source)
+    named = all(isinstance(name, str) for name in recipe.noises) and bool(recipe.noises)
+    if named != (recipe.rival == "gabbay"):
+        raise InputError(
+            f"{source}: noises is {recipe.noises!r}: gabbay has names of recordings, others none"
+        )
+    snrs = recipe.snr_db
+    if len(snrs) != 2 or not all(type(x) in (int, float) for x in snrs) or not snrs[0] <= snrs[1]:
+        raise InputError(
+            f"{source}: snr_db is {snrs!r}: give the lowest and the highest, as [-10, 10]"
+        )
+    if recipe.own_voice > 1:
+        raise InputError(f"{source}: own_voice is {recipe.own_voice}: expected a share from 0 to 1")
+    for key in ("epochs", "batch_size", "learning_rate"):
+        if getattr(recipe.training, key) == 0:
+            raise InputError(f"{source} [training]: {key} is 0: expected more")
     return recipe
 
 
@@ -280,7 +342,7 @@ def _parse(cls: type, content: JSON, where: str) -> Any:
         if key not in known:
             raise InputError(f"{where}: unknown key {key!r}{closest(key, known)}")
         kind = known[key].type
-        if kind in (Data, Training, GuideTraining):
+        if kind in (Data, Training, GuideTraining, RivalTraining):
             if not isinstance(value, dict):
                 raise InputError(f"{where}: {key} is a table: write [{key}]")
             values[key] = _parse(kind, value, f"{where} [{key}]")

@@ -12,10 +12,13 @@ On draws of the program (pyro_avse.training.speakers) falls, for each recording,
     reader     -log q(d_j | lips), of speakers whose lips are seen: this trains the reader, and nothing else does
 """
 
+from dataclasses import replace
+
 import torch
 from pyro.distributions import Independent
 from torch import Tensor
 
+from pyro_avse.inference.guess import guessed_filters
 from pyro_avse.models.nmf_noise import response_basis
 from pyro_avse.models.separating_guide import SeparatingGuide
 from pyro_avse.training.amortise import NOISE_WEIGHT, Amortiser
@@ -37,9 +40,15 @@ class SeparationAmortiser(Amortiser):
     def draw(self, speech: Voices, utterances: int, num_frames: int) -> Mixtures:
         """Half as many recordings as the recipe says, since each has two speakers."""
         drawn = draw_mixtures(
-            speech, utterances=max(1, utterances // 2), num_frames=num_frames, stft=self.stft
+            speech,
+            utterances=max(1, utterances // 2),
+            num_frames=num_frames,
+            stft=self.stft,
+            unseen=self.recipe.lips_dropped,
         )
-        return drawn
+        return replace(
+            drawn, **{name: t.to(self.device) for name, t in vars(drawn).items() if t is not None}
+        )
 
     def believe(self, pairs: Mixtures) -> Guess:
         """The guide's q; what the reader says is part of it."""
@@ -56,7 +65,7 @@ class SeparationAmortiser(Amortiser):
 
 def told_to(said: Tensor, pairs: Mixtures) -> Tensor:
     """m_j as the guide is told: what the reader says, made worse, or what was drawn."""
-    t = WORST * torch.rand(*said.shape[:-2], 1, 1)
+    t = WORST * torch.rand(*said.shape[:-2], 1, 1, device=said.device)
     said = (said + t * reading_error(said)) / (1 + t.square())
     m = torch.where(pairs.seen[..., None, None], said, pairs.told)
     m = torch.nn.functional.pad(m, (0, 1), value=1.0)
@@ -86,11 +95,8 @@ def separation_loss(guide: SeparatingGuide, q: Guess, pairs: Mixtures, hearing: 
     V = sigma + fainter * rest
     heard = (r * (V.log() + clear / V).sum(-1)).sum() / count
 
-    believed = q.response.mean @ response_basis(q.response.mean.shape[-1], own.shape[-1], own)[1:]
-    S = (own + (believed + q.log_gain.mean)[..., None, :]).exp()
-    S = (q.responsibilities[..., None] * S).sum(0)
-    total = S.sum(-3, keepdim=True) + q.log_noise.mean.exp()[..., None, :, :]
-    missed = (pairs.speech - S / total * pairs.mixture[:, None]).abs().square().mean((-2, -1))
+    filters = guessed_filters(q, guide.prior, pairs.features)[..., :-1, :, :]
+    missed = (pairs.speech - filters * pairs.mixture[:, None]).abs().square().mean((-2, -1))
     least = SILENCE * pairs.power.mean((-2, -1))[:, None]
     wanted = torch.maximum(power.mean((-2, -1)), least)
     filtered = ((missed + SILENCE * wanted) / wanted).log().mean()

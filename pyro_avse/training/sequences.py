@@ -18,9 +18,11 @@ from torch import Tensor
 from torch.distributions import Independent, Normal, kl_divergence
 
 from pyro_avse.defaults import SAMPLE_RATE
+from pyro_avse.models.markov import smooth
+from pyro_avse.models.mixture import component_elbo_terms
 from pyro_avse.training.frames import Frames
 from pyro_avse.training.recipe import Recipe
-from pyro_avse.typing import JSON, InputError
+from pyro_avse.typing import JSON, InputError, switches
 
 
 def cut_frames(recipe: Recipe) -> int:
@@ -68,16 +70,57 @@ def path_terms(
 
 def path_loss(
     prior: Any, power: Tensor, lips: Tensor | None, heard: Tensor, kl_weight: float
-) -> Tensor:
-    """Minus the bound of some cuts, its divergences counted `kl_weight` times."""
+) -> tuple[Tensor, Float[Tensor, "component frames"]]:
+    """Minus the bound of some cuts, its divergences counted `kl_weight` times, and r(alpha_n) of all their frames."""
+    if switches(prior):
+        return chain_loss(prior, power, lips, heard)
     lips = prior.visual_features(lips)  # once for model and guide
     log_likelihood, kl = path_terms(prior, power, lips, heard)
-    return (kl_weight * kl - log_likelihood).sum()
+    return (kl_weight * kl - log_likelihood).sum(), power.new_ones(1, power.shape[:-1].numel())
+
+
+def chain_loss(
+    prior: Any, power: Float[Tensor, "cut frame freq"], lips: Tensor | None, heard: Tensor
+) -> tuple[Tensor, Float[Tensor, "component frames"]]:
+    """Minus the log evidence of some cuts where alpha_1:N is a Markov chain, and r(alpha_n) of all their frames.
+
+    By the forward recursion (`models/markov.py`); what frames say is each component's bound at one draw, and fixed.
+    """
+    with torch.no_grad():
+        e = prior.evidence(power, lips, encoder_power=heard)
+    frames, r = smooth(e, prior.start(e), prior.transition)
+    return -frames.sum(), r.detach().flatten(1)
+
+
+@torch.no_grad()
+def validate_chain(prior: Any, frames: Frames, length: int) -> JSON:
+    """The log evidence of held-out cuts and its parts, times the temperature, in nats a frame; r's mean."""
+    device, sums, count = prior.mixing_weight.device, torch.zeros(2), 0
+    responsibility = torch.zeros(prior.num_components)
+    for index in draw_cuts(frames.ends, length, at_random=False).split(32):
+        power = frames.power[index].to(device)
+        lips = None if frames.lips is None else frames.lips[index].to(device)
+        kl, log_likelihood = component_elbo_terms(prior, power, lips)
+        e = (log_likelihood - kl) / prior.temperature
+        evidence, r = smooth(e, prior.start(e), prior.transition)
+        reconstruction = (r * log_likelihood).sum()
+        sums += torch.stack([prior.temperature * evidence.sum(), reconstruction]).cpu()
+        responsibility += r.flatten(1).sum(1).cpu()
+        count += index.numel()
+    elbo, reconstruction = (sums / count).tolist()
+    return {
+        "valid_elbo": elbo,
+        "valid_reconstruction": reconstruction,
+        "valid_kl": reconstruction - elbo,
+        "valid_responsibility": (responsibility / count).tolist(),
+    }
 
 
 @torch.no_grad()
 def validate_paths(prior: Any, frames: Frames, length: int) -> JSON:
     """The bound and its parts on held-out cuts, in nats a frame; the caller seeds the draws."""
+    if switches(prior):
+        return validate_chain(prior, frames, length)
     device, sums, count = prior.mixing_weight.device, torch.zeros(2), 0
     for index in draw_cuts(frames.ends, length, at_random=False).split(32):
         power = frames.power[index].to(device)

@@ -50,8 +50,6 @@ NOISY, BABBLES, MUTE, STILL = 0.5, 0.15, 0.1, 0.5
 """Shares: of recordings in noise; of those with voices in it; of faces without a voice; of these, that stand still."""
 SNRS, FAINT_SNRS = (-5.0, 25.0), (25.0, 45.0)
 """dB over all voices."""
-UNSEEN = 0.1
-"""The share of speakers whose lips are taken away; of two, one has them."""
 WORST = 0.8
 """t of lips that were seen: what a reader says of strange faces is worse than of those it learnt from."""
 
@@ -213,10 +211,16 @@ class Track:
 
 
 def draw_mixtures(
-    voices: Voices, *, utterances: int, num_frames: int, stft: STFT, speakers: int = 2
+    voices: Voices,
+    *,
+    utterances: int,
+    num_frames: int,
+    stft: STFT,
+    speakers: int = 2,
+    unseen: float = 0.1,
 ) -> Mixtures:
-    """The program above, by the global generator."""
-    drawn = [_tracks(voices, num_frames, speakers) for _ in range(utterances)]
+    """The program above, by the global generator. `unseen` speakers have no lips, but for one in each recording."""
+    drawn = [_tracks(voices, num_frames, speakers, unseen) for _ in range(utterances)]
 
     def stacked(name: str) -> Tensor:
         return torch.stack([torch.stack([getattr(t, name) for t in own]) for own in drawn])
@@ -270,7 +274,7 @@ def draw_mixtures(
     )
 
 
-def _tracks(voices: Voices, num_frames: int, speakers: int) -> list[Track]:
+def _tracks(voices: Voices, num_frames: int, speakers: int, unseen: float) -> list[Track]:
     """Speakers that differ, at least one of them with lips."""
     chosen: list[tuple[int, int]] = []
     weight = torch.tensor(
@@ -282,16 +286,16 @@ def _tracks(voices: Voices, num_frames: int, speakers: int) -> list[Track]:
         if one not in chosen:
             chosen.append(one)
     clips = [_one_of(voices.speakers[corpus][speaker]) for corpus, speaker in chosen]
-    tracks = [_track(voices, clip, num_frames) for clip in clips]
+    tracks = [_track(voices, clip, num_frames, unseen) for clip in clips]
     if not any(t.known for t in tracks):
-        tracks[0] = _track(voices, clips[0], num_frames, unseen=0.0)
+        tracks[0] = _track(voices, clips[0], num_frames)
     if torch.rand(()) < MUTE:
-        tracks[-1] = _mute(voices, _track(voices, clips[-1], num_frames, unseen=0.0))
+        tracks[-1] = _mute(voices, _track(voices, clips[-1], num_frames))
     order = torch.randperm(speakers).tolist()
     return [tracks[k] for k in order]
 
 
-def _track(voices: Voices, clip: int, num_frames: int, unseen: float = UNSEEN) -> Track:
+def _track(voices: Voices, clip: int, num_frames: int, unseen: float = 0.0) -> Track:
     """A clip cut, or with pauses around it; lips are held while there is pause."""
     start, end = voices.starts[clip], voices.ends[clip]
     length = end - start

@@ -22,13 +22,21 @@ from pyro_avse.data.corpora.corpus import find_utterances
 from pyro_avse.enhancement.find import find_device
 from pyro_avse.models import MODELS
 from pyro_avse.stft import STFT
-from pyro_avse.training.amortise import train_guide
 from pyro_avse.training.crew import ALONE, Crew
 from pyro_avse.training.folder import CHECKPOINT, CURVES, LOG, WEIGHTS, find_checkpoint, write_log
 from pyro_avse.training.frames import Frames, load_frames
-from pyro_avse.training.recipe import GuideRecipe, Pipeline, Recipe, load_recipe, split_source
+from pyro_avse.training.recipe import (
+    GuideRecipe,
+    Pipeline,
+    Recipe,
+    RivalRecipe,
+    load_recipe,
+    split_source,
+)
 from pyro_avse.training.selection import EnhancementScore
+from pyro_avse.training.supervised import train_rival
 from pyro_avse.training.svi import Trainer, seeded
+from pyro_avse.training.train_guide import train_guide
 from pyro_avse.typing import JSON, InputError
 from pyro_avse.weights.checkpoint import find_weights, save_prior
 from pyro_avse.weights.tensors import load_state, load_tensors, save_tensors
@@ -39,23 +47,25 @@ Stages = Mapping[str, Path | tuple[nn.Module, STFT]]
 
 
 def train(
-    recipe: Recipe | Pipeline | GuideRecipe | str | Path,
+    recipe: Recipe | Pipeline | GuideRecipe | RivalRecipe | str | Path,
     data: str | Path | Iterable[str | Path],
     out: str | Path,
     *,
     resume: bool = False,
     device: str | torch.device = "auto",
     elbo: ELBO | None = None,
+    noise: str | Path | None = None,
     progress: Callable[[JSON], None] | None = None,
     crew: Crew = ALONE,
 ) -> Path:
-    """Train a prior, or the stages of a pipeline, by maximising the bound (18), or a guide for noisy speech.
+    """Train a prior, or the stages of a pipeline, by maximising the bound (18), or a guide for noisy speech, or the
+    supervised rival.
 
     Returns the path of the (last) weights.
 
     Args:
-        recipe: a recipe, a pipeline or a guide's recipe, the name of a bundled one ("default/a_vae", "paper/all"), or
-            a TOML file.
+        recipe: a recipe, a pipeline, a guide's or a rival's recipe, the name of a bundled one ("default/a_vae",
+            "paper/all"), or a TOML file.
         data: corpus folders, or one, whose train and valid splits are used.
         out: folder for weights.safetensors, checkpoint.safetensors, log.jsonl (a line an epoch) and
             curves.png, the last two only of what is trained; of a pipeline, for a folder of these a stage.
@@ -63,6 +73,7 @@ def train(
             refused.
         device: "cpu", "cuda", ..., or "auto" for the fastest at hand.
         elbo: another Pyro ELBO than the recipe's; it must enumerate where the prior's guide does.
+        noise: folder of the recordings that a rival's recipe names; nothing else learns from recorded noise.
         progress: called with every epoch's line of the log; of a pipeline, {"stage": its name} before the rest.
         crew: the processes that train together, each calling this (`pyro_avse.training.crew`).
 
@@ -70,12 +81,19 @@ def train(
         InputError: no usable data; `out` in use; weights to start from that do not fit; a wrong `elbo`.
     """
     out, device = Path(out), find_device(device)
-    if not isinstance(recipe, Recipe | GuideRecipe | dict):
+    if not isinstance(recipe, Recipe | GuideRecipe | RivalRecipe | dict):
         recipe = load_recipe(recipe)
     roots = [data] if isinstance(data, str | Path) else list(data)
+    if isinstance(recipe, GuideRecipe | RivalRecipe) and crew.size > 1:
+        kind = "guide" if isinstance(recipe, GuideRecipe) else "rival"
+        raise InputError(f"a {kind} learns in one process: start its training without torchrun")
+    if isinstance(recipe, RivalRecipe):
+        return train_rival(
+            recipe, roots, out, noise=noise, resume=resume, device=device, progress=progress
+        )
+    if noise is not None:
+        raise InputError(f"{noise}: recorded noise trains nothing but gabbay: leave --noise out")
     if isinstance(recipe, GuideRecipe):
-        if crew.size > 1:
-            raise InputError("a guide learns in one process: start its training without torchrun")
         return train_guide(recipe, roots, out, resume=resume, device=device, progress=progress)
     stages = {"": recipe} if isinstance(recipe, Recipe) else recipe  # out / "" is out
     load = cache(partial(_load_split, roots))  # stages of one kind share their frames
@@ -279,7 +297,7 @@ def _load_frames(recipe: Recipe, prior: Any, load: Callable[..., Frames]) -> lis
     if recipe.training.epochs == 0:
         return []
     floor, stft = recipe.data.noise_floor_db or None, STFT(hop=recipe.data.hop)
-    settings = (stft, prior.uses_lips, floor, recipe.seed, recipe.data.level)
+    settings = (stft, prior.uses_lips, floor, recipe.seed, recipe.data.level, recipe.data.bad_lips)
     return [load(split, *settings) for split in SPLITS]
 
 
@@ -291,6 +309,7 @@ def _load_split(
     noise_floor_db: float | None,
     seed: int,
     level: Literal["peak", "speech"],
+    bad_lips: float,
 ) -> Frames:
     utterances = [u for root in roots for u in find_utterances(root, split)]
     if with_lips and not any(u.lips for u in utterances):
@@ -305,4 +324,5 @@ def _load_split(
         noise_floor_db=noise_floor_db,
         seed=seed,
         level=level,
+        bad_lips=bad_lips,
     )

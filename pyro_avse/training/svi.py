@@ -41,9 +41,20 @@ from pyro_avse.training.crew import ALONE, Crew
 from pyro_avse.training.enumeration import check_elbo
 from pyro_avse.training.frames import Frames
 from pyro_avse.training.recipe import Recipe
-from pyro_avse.training.sequences import cut_frames, draw_cuts, path_loss, validate_paths
+from pyro_avse.training.sequences import (
+    cut_frames,
+    draw_cuts,
+    path_loss,
+    validate_paths,
+)
 from pyro_avse.training.tilt import tilt_spectra
-from pyro_avse.typing import JSON, InputError, Responsibilities, SpeechPrior, couples_frames
+from pyro_avse.typing import (
+    JSON,
+    InputError,
+    Responsibilities,
+    SpeechPrior,
+    couples_frames,
+)
 from pyro_avse.weights.tensors import load_state
 
 
@@ -80,7 +91,8 @@ class Trainer:
         self.history: list[JSON] = []
         self.best: dict[str, Tensor] = {}
         self.table: Tensor | None = None
-        if prior.num_components > 1 and recipe.training.responsibilities == "epoch":
+        frame_by_frame = prior.num_components > 1 and not self.cut
+        if frame_by_frame and recipe.training.responsibilities == "epoch":
             self.table = torch.full((prior.num_components, len(train)), 1 / prior.num_components)
 
     @property
@@ -181,8 +193,7 @@ class Trainer:
         heard_by = {"encoder_power": heard}
         model, guide, pi = self.prior.model, self.prior.guide, self.prior.mixing_weight
         if self.cut:
-            loss = path_loss(self.prior, power, lips, heard, self.recipe.training.kl_weight)
-            return loss, power.new_ones(1, index.numel())
+            return path_loss(self.prior, power, lips, heard, self.recipe.training.kl_weight)
         if self.prior.num_components == 1:
             enumerating, plain = TraceEnum_ELBO(max_plate_nesting=1), TraceMeanField_ELBO()
             elbo = self.elbo or (enumerating if self.enumerates else plain)

@@ -48,7 +48,7 @@ def load_prior(name: str | Path, *, guide: str | Path | None = "own") -> tuple[A
     """
     parts = bundled_parts(name) or {f"component_{k}": part for k, part in enumerate(listed(name))}
     if parts:
-        prior, stft = _assemble(load_cards().get(str(name), {}).get("model", "vae_mm"), parts)
+        prior, stft = _assemble(str(name), parts)
     else:
         prior, stft = _load_file(find_weights(name))
     prior = prior.float().eval().requires_grad_(False)
@@ -61,8 +61,9 @@ def load_prior(name: str | Path, *, guide: str | Path | None = "own") -> tuple[A
     return prior, stft
 
 
-def _assemble(model: str, parts: dict[str, str]) -> tuple[nn.Module, STFT]:
-    """What a recipe without epochs gives: a mixture whose components are trained models, as they are."""
+def _assemble(name: str, parts: dict[str, str]) -> tuple[nn.Module, STFT]:
+    """A mixture whose components are trained models, as they are; what it learned itself lies in a file of its own."""
+    model = load_cards().get(name, {}).get("model", "vae_mm")
     loaded = {part: load_prior(weights, guide=None) for part, weights in parts.items()}
     components = {part: {"model": _kind(its), **its.options} for part, (its, _) in loaded.items()}
     prior = MODELS[model](components)
@@ -71,6 +72,8 @@ def _assemble(model: str, parts: dict[str, str]) -> tuple[nn.Module, STFT]:
     stfts = {weights: loaded[part][1] for part, weights in parts.items()}
     if len(set(stfts.values())) > 1:
         raise InputError(f"a mixture of models of unlike STFTs, {stfts}: name models of one")
+    if (own := FOLDER / f"{name}.safetensors").exists():
+        load_state(prior, prior.state_dict() | load_tensors(own)[0], own)
     return prior, next(iter(stfts.values()))
 
 
@@ -131,6 +134,8 @@ def weight_files(name: str | Path) -> list[Path]:
     if parts := listed(name):
         return [find_weights(part) for part in parts]
     files = [find_weights(part) for part in bundled_parts(name).values()] or [find_weights(name)]
+    if bundled_parts(name) and (own := FOLDER / f"{name}.safetensors").exists():
+        files.append(own)
     return [*files, *filter(None, [own_guide(name)])]
 
 

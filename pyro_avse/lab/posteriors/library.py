@@ -37,7 +37,8 @@ POSTERIORS = {
     "two_modes": "a small MIN-VAE, its two priors side by side",
     "two_decoders": "a small VAE-MM: two priors, two decoders, lips that change",
     "line": "a path of 12 frames, linear and Gaussian: the answer is known",
-    "noisy_frame": "A-VAE, a frame of a talker in a tram's noise at 0 dB",
+    "dark_frame": "A-VAE, a frame of a talker in a tram's noise at -10 dB: nearly the prior",
+    "noisy_frame": "the same frame at 0 dB",
     "mixed_frame": "MIN-VAE v2, the frame at 0 dB: which of two priors made it?",
     "unknown_noise": "speech and its noise, both unknown: z, W and H",
     "far_modes": "two modes that no small step connects",
@@ -75,11 +76,6 @@ class Posterior:
     """A key of `STORIES`."""
     arrays: dict[str, Any]
     """float64 tensors and single numbers, by the names of the story."""
-
-    @property
-    def about(self) -> str:
-        """In a line."""
-        return POSTERIORS[self.name]
 
     @property
     def story(self) -> Story:
