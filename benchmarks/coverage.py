@@ -155,7 +155,7 @@ def error_of(known: Known, heard: bool) -> float:
 # --- drawn from the program -----------------------------------------------------------------------------------------
 
 
-def drawn(model: str, frames: int = 120) -> Iterator[tuple[str, Known]]:
+def drawn(model: str, frames: int = 40) -> Iterator[tuple[str, Known]]:
     """Schemes' E-steps on the same draw."""
     prior: Any = load_prior(model, guide=None)[0]
     pi = prior.mixing_weight
@@ -175,7 +175,7 @@ def drawn(model: str, frames: int = 120) -> Iterator[tuple[str, Known]]:
             "hmc, long chains",
             HMC(step_size=0.05, steps=8),
             4,
-            {"warmup": 600, "draws": 50, "thin": 8, "adapt": DualAveraging()},
+            {"warmup": 300, "draws": 25, "thin": 6, "adapt": DualAveraging()},
         ),
         (
             "ula, as in ldem",

@@ -268,7 +268,10 @@ class BNMF(EM):
     def finish(
         self, observation: Observation, state: BNMFState, *, rng: torch.Generator
     ) -> Separation:
-        """S20, by all draws that were kept."""
+        """S20, by all draws that were kept.
+
+        `target` has their mean noise, and level and pi of the first chain's last draw, as W and H are.
+        """
         kept = state.kept
         speech, noise, rho = (
             torch.cat([getattr(k, name) for k in kept], dim)
@@ -355,4 +358,5 @@ def of_chains(observation: Observation, chains: int) -> Observation:
 
 
 def in_chains(tensor: Any, chains: int) -> Any:
+    """A tensor with an axis of chains in front; None stays."""
     return None if tensor is None else tensor.expand(chains, *tensor.shape)

@@ -17,12 +17,12 @@ from pyro_avse.inference.mcem import MCEM
 from pyro_avse.inference.peem import PEEM, climb
 from pyro_avse.inference.target import Collapsed, CollapsedTarget
 from pyro_avse.models import MODELS
+from pyro_avse.models.dynamical import Dynamical
 from pyro_avse.models.noisy_speech import noisy_speech
 from pyro_avse.training.sequences import path_terms
-from pyro_avse.typing import couples_frames, switches
 
 pytestmark = pytest.mark.usefixtures("float64")
-DYNAMICAL = [n for n, kind in MODELS.items() if couples_frames(kind) and not switches(kind)]
+DYNAMICAL = [name for name, kind in MODELS.items() if issubclass(kind, Dynamical)]
 every_model = pytest.mark.parametrize("name", DYNAMICAL)
 STORIES = [name for name in DYNAMICAL if not name.startswith("av_")]
 FRAMES = 4

@@ -7,12 +7,11 @@ import torch
 from torch import nn
 
 from pyro_avse.models import MODELS
+from pyro_avse.models.dynamical import Dynamical
 from pyro_avse.models.over_time import Recurrence
-from pyro_avse.typing import couples_frames, switches
 
 pytestmark = pytest.mark.usefixtures("float64")
-COUPLED = [n for n, kind in MODELS.items() if couples_frames(kind) and not switches(kind)]
-STORIES = [n for n in COUPLED if not n.startswith("av_")]
+STORIES = [n for n, kind in MODELS.items() if issubclass(kind, Dynamical) and n[:3] != "av_"]
 
 
 def test_memory_is_carried_by_lstms_as_torch_runs_them() -> None:
