@@ -1,4 +1,4 @@
-"""Noise that is fitted and noise that is drawn: quality, coverage and seconds against iterations. docs/RESULTS.md
+"""Noise that is fitted and noise that is drawn: quality, coverage and seconds against iterations. docs/POSTERIOR.md
 
     python benchmarks/bayesian_noise.py --data ../shared/data
     python benchmarks/bayesian_noise.py --data ../shared/data --schemes bnmf --iterations 50 500

@@ -1,4 +1,4 @@
-"""How often the intervals of a scheme's posterior hold the truth, and how wide they are. docs/RESULTS.md, "Uncertainty"
+"""How often the intervals of a scheme's posterior hold the truth, and how wide they are. docs/POSTERIOR.md.
 
     python benchmarks/coverage.py --data ../shared/data                        # both tables, a_vae
     python benchmarks/coverage.py --data ../shared/data --only real --models min_vae_v2 --schemes guided bnmf

@@ -69,9 +69,7 @@ PLANS = {
     "line": Plan("line", seed=0),
     "dark_frame": Plan("frames", HMC(0.1, steps=12), 2, 500, network="a_vae", snr=-10),
     "noisy_frame": Plan("frames", HMC(0.1, steps=12), 2, 500, network="a_vae", snr=0),
-    "clean_frame": Plan("frames", HMC(0.05, steps=20), 3, 500, network="a_vae", snr=20),
     "mixed_frame": Plan("frames", HMC(0.1, steps=12), 2, 500, network="min_vae_v2", snr=0),
-    "unknown_level": Plan("level", HMC(0.1, steps=10), 2, 500),
     "unknown_noise": Plan("noise", HMC(0.1, steps=15), 10, seed=0),
     "far_modes": Plan("frames", Independence(), 100, seed=2),
 }
@@ -130,13 +128,6 @@ def drawn(name: str, plan: Plan) -> Arrays:
             "W_mean": torch.stack([fall, fall.flip(0)]),
             "W_shape": 4.0,
             "H_shape": 2.0,
-        }
-    elif plan.kind == "level":
-        arrays = {
-            **network(1, 2, 6, 12, 1.5, 0.8),
-            "noise_variance": torch.full((3, 12), 0.3).double(),
-            "power": torch.ones(3, 12).double(),
-            "spread": 1.5,
         }
     else:
         far = name == "far_modes"

@@ -114,6 +114,7 @@ def commands() -> Iterator[str]:
 def equations() -> list[list[str]]:
     """The cells of EQUATIONS.md's rows: number, LaTeX, symbol, test, slip."""
     lines = (DOCS / "EQUATIONS.md").read_text(encoding="utf-8").splitlines()
+    lines = [line for line in lines if line.startswith("| ")]
     return [
         [cell.strip() for cell in line.strip("|").split(" | ")] for line in lines if "::" in line
     ]
@@ -122,7 +123,7 @@ def equations() -> list[list[str]]:
 def proofs() -> Iterator[str]:
     """The page of tests, each once, under the numbers that it proves."""
     rows: dict[str, list[str]] = {}
-    for number, _, symbol, test, _ in (row for row in equations() if len(row) == 5):
+    for number, _, symbol, test, _ in equations():
         for name in {symbol, test}:
             if "::" in name:
                 rows.setdefault(name, []).append(number)

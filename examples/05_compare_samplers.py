@@ -2,7 +2,7 @@
 
     python examples/05_compare_samplers.py [--only line two_modes] [--draws 1000]
 
-Twelve posteriors of speech in noise have answers that are known (`pyro-avse lab posteriors` runs our kernels on all of
+The library has posteriors whose answers are known (`pyro-avse lab posteriors` runs our kernels on all of
 them). Here a new kernel runs on some: HMC whose trajectories have random lengths, so that none comes back to where it
 began. `race` finds its step size, draws, and holds mean and spread of every number against the reference. A sampler of
 another library needs the density alone: BlackJAX's NUTS takes it from `log_density_in_jax`, `judge` its draws.

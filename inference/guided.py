@@ -16,7 +16,7 @@ takes for speech: the less there is, the worse W H is told from speech, and the 
 The posterior of speech is pooled draw by draw: what the model calls the variance of x, V = V_s + V_b, stays, and
 G^v_guide G^(1-v) of it, in place of G = V_s / V, is speech's. So its bands have the model's doubt of the codes, and
 that of a Wiener filter; not the guide's, nor that of the noise. It is no posterior of one program: how often its bands
-hold the truth is a measurement (docs/RESULTS.md, "Uncertainty").
+hold the truth is a measurement (docs/POSTERIOR.md, "Uncertainty").
 
 When to use it: the default of `enhance` where the prior has a guide. Where there is none `otherwise` runs: `ldem`.
 """

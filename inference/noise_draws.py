@@ -20,7 +20,7 @@ ways to move W and H leave their posterior as it is:
 
 beta has its exact conditional, Gamma(c + N b, c m / (b K) + sum_n h_nk). The second way needs no step size and moves
 less: given the parts c a factor is known to 1 / sqrt(F), so it takes many sweeps for noise to find its place
-(docs/RESULTS.md, "Bayesian noise").
+(docs/POSTERIOR.md, "Bayesian noise").
 """
 
 from dataclasses import dataclass

@@ -19,7 +19,7 @@ is expected to be 10 dB below speech, 0.5 that it is as loud as what came out. W
 nothing, little is known, and none of it is heard.
 
 A scheme that puts its estimate elsewhere than at this mean (`guided`) has the same spread around its estimate. None of
-this knows what the model gets wrong, and schemes that optimise the noise take it for known: docs/RESULTS.md,
+this knows what the model gets wrong, and schemes that optimise the noise take it for known: docs/POSTERIOR.md,
 "Uncertainty", says how often such intervals hold the truth.
 """
 

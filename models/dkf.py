@@ -57,7 +57,7 @@ class DKF(Dynamical):
         self.ear = Recurrence(hidden + C, hidden, "backwards")
         self.encoder = ToldEncoder(num_freqs, latent_dim + hidden, hidden, latent_dim)
 
-    def transition(
+    def next_code(
         self, previous: Codes, context: Tensor | None, memory: Any
     ) -> tuple[Tensor, Tensor, Any]:
         """p(z_n | z_n-1); the first code follows 0."""

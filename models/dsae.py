@@ -48,7 +48,7 @@ class DSAE(Summarised):
         self.ear = Recurrence(hidden + C, hidden, "both")
         self.encoder = ToldEncoder(num_freqs, 2 * hidden, hidden, latent_dim)
 
-    def transition(self, previous: Codes, context: Any, memory: Any) -> tuple[Tensor, Tensor, Any]:
+    def next_code(self, previous: Codes, context: Any, memory: Any) -> tuple[Tensor, Tensor, Any]:
         """p(z_n | z_<n), which does not know w."""
         seen = context[..., : -self.latent_dim]
         h, memory = self.time.carry_on(join(previous, seen), memory)

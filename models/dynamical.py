@@ -6,7 +6,7 @@ Generative story of an utterance with the lips' embedding v_1:N, where the prior
     s_n | z_1:N, ... ~ N_c(0, diag sigma(...))
 
 and the guide is a path too, q(z_n | z_<n, s_1:N). A prior is a subclass that says, in a file of its own, what stands
-for the dots: `transition`, `decode`, `hear` and `infer`, each of all frames at once or of one after the other.
+for the dots: `next_code`, `decode`, `hear` and `infer`, each of all frames at once or of one after the other.
 
 Some look at the speech before, s_<n, or at a summary w of all of it, which nobody knows at test time. |s_n|^2 is then
 E|s_n|^2 under the posterior so far (`past`), as good as known: a choice of ours. (models/looking_back.py)
@@ -75,7 +75,7 @@ class Dynamical(nn.Module):
     def components_see(self) -> tuple[bool, ...]:
         return (self.uses_lips,)
 
-    def transition(
+    def next_code(
         self, previous: Codes, context: Tensor | None, memory: Any
     ) -> tuple[Tensor, Tensor, Any]:
         """Mean and log-variance of p(z_n | z_<n, ...); unless a prior says otherwise, N(0, I)."""
@@ -149,7 +149,7 @@ class Dynamical(nn.Module):
 
     def latent_path(self, frames: tuple[int, ...], lips: Tensor | None) -> Path:
         """p(z_1:N | v)."""
-        return self._path(self.transition, self.context(lips, frames[-1]), frames)
+        return self._path(self.next_code, self.context(lips, frames[-1]), frames)
 
     def encoder_path(self, power: Power, lips: Tensor | None) -> Path:
         """q(z_1:N | s_1:N, v)."""

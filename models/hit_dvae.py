@@ -73,7 +73,7 @@ class HiTDVAE(Summarised):
         before = nn.functional.pad(y[..., :-1, :], (0, 0, 1, 0))
         return join(super().context(lips, num_frames), before)
 
-    def transition(self, previous: Codes, context: Any, memory: Any) -> tuple[Tensor, Tensor, Any]:
+    def next_code(self, previous: Codes, context: Any, memory: Any) -> tuple[Tensor, Tensor, Any]:
         """p(z_n | w, z_<n, s_<n)."""
         h, memory = self.look(self.token(join(previous, context)), memory)
         return *self.move(h), memory

@@ -51,7 +51,7 @@ class SRNN(Remembering):
         self.ear = Recurrence(hidden + C, hidden, "backwards")
         self.encoder = ToldEncoder(num_freqs, latent_dim + hidden, hidden, latent_dim)
 
-    def transition(
+    def next_code(
         self, previous: Codes, context: Tensor | None, memory: Any
     ) -> tuple[Tensor, Tensor, Any]:
         """p(z_n | z_n-1, h_n)."""

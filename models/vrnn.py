@@ -49,7 +49,7 @@ class VRNN(Remembering):
         self.decoder = ToldDecoder(latent_dim, hidden, hidden, num_freqs)
         self.encoder = ToldEncoder(num_freqs, hidden, hidden, latent_dim)
 
-    def transition(
+    def next_code(
         self, previous: Codes, context: Tensor | None, memory: Any
     ) -> tuple[Tensor, Tensor, Any]:
         """p(z_n | h_n)."""

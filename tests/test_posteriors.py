@@ -52,13 +52,10 @@ def by_pyro(posterior: Any, z: Tensor) -> Tensor:
             w = log_w.exp() / mean
             prior = prior + (dist.Gamma(shape, shape).log_prob(w) + w.log()).sum()
         noise = log_H.exp() @ log_W.exp()
-    gain = torch.zeros(())
-    if posterior.kind == "level":
-        prior, gain, z = standard.log_prob(z).sum(), p["spread"] * z[:, -1:], z[:, :-1]
     components = []
     for k in range(len(p.get("pi", [1]))):
         A, a, B, b = (p[name][k % len(p[name])] for name in library.NETWORK)
-        V = (torch.tanh(z @ A + a) @ B + b + gain).exp() + noise
+        V = (torch.tanh(z @ A + a) @ B + b).exp() + noise
         of_frame = ComplexNormal(0, V.log()).log_prob(p["power"].sqrt()).sum(-1)
         if posterior.kind != "frames":
             return prior + of_frame.sum()

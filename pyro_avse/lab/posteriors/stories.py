@@ -1,14 +1,13 @@
 """The densities of the library, each written once, in what torch and jax.numpy have in common.
 
     frames   z_n ~ sum_k pi_k N(mean_kn, stddev_kn^2 I),  x_n | z_n, k ~ N_c(0, sigma_k(z_n) + noise_n)          S17
-    level    the same with one component, N(0, I), and its loudness unknown: sigma exp(spread u_n), u_n ~ N(0, 1)
     line     z_1 ~ N(0, I), z_n = rho z_{n-1} + sqrt(1 - rho^2) e_n: frames are coupled;  y_n = z_n C + scale e'_n is
              real, and the posterior a Gaussian that is known
     noise    z_n ~ N(0, I),  noise_n = H_n W unknown too: W_rf ~ Gamma(a, a / mean_rf), H_nr ~ Gamma(b, b)
 
-log sigma_k(z) = tanh(z A_k + a_k) B_k + b_k is a decoder of the papers. Codes are (..., frame, latent). `frames`,
-`level` and `noise` return a number a frame, `line` one a path. `noise` has one event: (1, D), D numbers that are z,
-log W and log H in turn. Constants are included: densities are of (x, z), normalised in both.
+log sigma_k(z) = tanh(z A_k + a_k) B_k + b_k is a decoder of the papers. Codes are (..., frame, latent). `frames` and
+`noise` return a number a frame, `line` one a path. `noise` has one event: (1, D), D numbers that are z, log W and log H
+in turn. Constants are included: densities are of (x, z), normalised in both.
 """
 
 import math
@@ -84,28 +83,6 @@ class Frames(Story):
         z = mean[alpha, n] + stddev[alpha, n, None] * normal(mean.shape[1:], rng)
         sigma = self.log_variance(z).exp()
         V = sigma[alpha % len(sigma), n] + self.arrays["noise_variance"]
-        return z, {"power": V * exponential(V.shape, rng)}
-
-
-class Level(Story):
-    """One frame or more, each of unknown loudness: the last number of a code is u."""
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        frames, latent = super().shape
-        return frames, latent + 1
-
-    def variance(self, z: Any) -> Any:
-        """E|x_n|^2."""
-        log_variance = self.log_variance(z[..., :-1])[0] + self.arrays["spread"] * z[..., -1:]
-        return self.xp.exp(log_variance) + self.arrays["noise_variance"]
-
-    def log_density(self, z: Any) -> Any:
-        return standard_normal(z) + self.log_likelihood(self.variance(z))
-
-    def draw(self, rng: torch.Generator) -> Draw:
-        z = normal(self.shape, rng)
-        V = self.variance(z)
         return z, {"power": V * exponential(V.shape, rng)}
 
 
@@ -193,7 +170,6 @@ class Noise(Story):
 
 STORIES: dict[str, type[Story]] = {
     "frames": Frames,
-    "level": Level,
     "line": Line,
     "noise": Noise,
 }
