@@ -124,7 +124,7 @@ class Switching(VAEMM):
         encoder_power: Tensor | None = None,
         responsibilities: Tensor | None = None,
     ) -> None:
-        """r(alpha_n | alpha_n-1) by the frames from n on, and each component's encoder."""
+        """r(alpha_n | alpha_n-1) by the frames from n on, and each component's encoder; tightest at temperature 1."""
         q = self.encode(power if encoder_power is None else encoder_power, lips)
         with torch.no_grad():
             e = self.evidence(power, lips, encoder_power=encoder_power)
