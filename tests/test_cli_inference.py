@@ -210,7 +210,7 @@ def test_iterations_reach_the_mcem_inside(run: Run, monkeypatch: pytest.MonkeyPa
     """--iterations of nuts and auto_normal are their mcem's, in `enhance` and `compare`."""
     seen: list[Any] = []
 
-    def separate(enhancer: Enhancer, recording: Any, seed: int = 0) -> Any:
+    def separate(enhancer: Enhancer, recording: Any, **options: Any) -> Any:
         seen.append(enhancer.inference)
         raise InputError("seen")
 

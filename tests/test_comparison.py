@@ -175,7 +175,7 @@ def test_every_scheme_is_rehearsed(
     """One EM iteration, its own or of the mcem inside, and two steps and draws, before any clock is started."""
     seen: list[Any] = []
 
-    def separate(enhancer: Enhancer, recording: Any, seed: int = 0) -> Any:
+    def separate(enhancer: Enhancer, recording: Any, **options: Any) -> Any:
         seen.append(enhancer.inference)
         raise InputError("seen")
 

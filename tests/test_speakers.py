@@ -26,11 +26,12 @@ from pyro_avse.inference.target import CollapsedTarget
 from pyro_avse.models import MODELS
 from pyro_avse.models.nmf_noise import NOISE_MODELS, NoiseModel, log_prior, nmf_noise_variance
 from pyro_avse.models.noisy_speech import noisy_speech
-from pyro_avse.typing import InputError
+from pyro_avse.typing import InputError, couples_frames
 
 pytestmark = pytest.mark.usefixtures("float64")
 
-PRIORS = [*MODELS, "two_decoders"]
+FRAMES = [name for name, kind in MODELS.items() if not couples_frames(kind)]
+PRIORS = [*FRAMES, "two_decoders"]
 every_prior = pytest.mark.parametrize("name", PRIORS)
 
 
