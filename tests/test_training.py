@@ -343,7 +343,7 @@ def test_early_stopping_keeps_the_best_epoch(
     bounds = iter([1.0, 4.0, 3.0, 3.5, 2.0, 9.0])
     monkeypatch.setattr(
         "pyro_avse.training.svi.validate",
-        lambda prior, frames, seed: {"valid_elbo": next(bounds)},
+        lambda prior, frames, seed, **options: {"valid_elbo": next(bounds)},
     )
     states = []
     while not run.finished:
