@@ -56,7 +56,7 @@ from pyro.infer import TraceEnum_ELBO
 from torch import Tensor, nn
 
 from pyro_avse import inference
-from pyro_avse.inference import KERNELS, DualAveraging, Gibbs, run_chains
+from pyro_avse.inference import DualAveraging, Gibbs, run_chains
 from pyro_avse.inference.adaptation import can_adapt
 from pyro_avse.inference.em import observe
 from pyro_avse.inference.independence import guide_proposal
@@ -65,7 +65,11 @@ from pyro_avse.models import AVAE, MINVAEv2
 from pyro_avse.models.nmf_noise import NoiseModel
 
 FREQS = 24
-SCHEMES = {k: v for k, v in inference.SCHEMES.items() if k != "guided"}  # that has no guide here
+KERNELS = {
+    k: v for k, v in inference.KERNELS.items() if k != "blocks"
+}  # that moves whole utterances
+SCHEMES = {k: v for k, v in inference.SCHEMES.items() if k not in ("guided", "bnmf")}
+# The one has no guide here, and the other draws its noise.
 NO_MODEL = NoiseModel(rank=1, smoothness=0.0, gain="none", response=0, start="mixture")
 
 

@@ -10,6 +10,7 @@ from pyro import poutine
 from torch import Tensor
 
 from lessons.inference_duel import (
+    KERNELS,
     SCHEMES,
     Answer,
     Frame,
@@ -24,7 +25,6 @@ from lessons.inference_duel import (
     train,
 )
 from pyro_avse.errors import InputError
-from pyro_avse.inference import KERNELS
 from pyro_avse.models.noisy_speech import noisy_speech
 
 pytestmark = pytest.mark.usefixtures("float64")
