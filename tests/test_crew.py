@@ -52,11 +52,12 @@ def curve(folder: Path) -> list[list[float]]:
     return [[row["train_objective"], row["valid_elbo"], *row["mixing_weight"]] for row in rows]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "r"),
     [
         ("min_vae_v2", "step"),
-        pytest.param("min_vae_v3", "epoch", marks=pytest.mark.slow),
+        ("min_vae_v3", "epoch"),
     ],
 )
 def test_two_processes_are_one_with_twice_the_batch(
