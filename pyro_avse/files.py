@@ -6,9 +6,11 @@ import fcntl
 import os
 import re
 import secrets
+import signal
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from pyro_avse.errors import InputError
 
@@ -128,6 +130,25 @@ def beside(path: Path, use: Callable[[Path], None]) -> None:
     finally:
         part.unlink(missing_ok=True)
         os.close(lock)
+
+
+@contextlib.contextmanager
+def signals_held() -> Iterator[None]:
+    """Signals that Python handles wait until the end: for calls into C that call Python back and lose what it raises."""
+    came: list[tuple[Any, ...]] = []
+    before: dict[signal.Signals, Any] = {}
+    try:
+        with contextlib.suppress(ValueError):  # no main thread: no handler runs here
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                if callable(handler := signal.getsignal(number)):
+                    before[number] = handler
+                    signal.signal(number, lambda *signalled: came.append(signalled))
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for signalled in came:
+            before[signal.Signals(signalled[0])](*signalled)
 
 
 def refused(path: str | Path, error: OSError | ValueError) -> InputError:

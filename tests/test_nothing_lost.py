@@ -20,6 +20,7 @@ from pyro_avse.cli import main
 from pyro_avse.cli.stopping import stopping
 from pyro_avse.data.lips import watch as watching
 from pyro_avse.data.lips.lips import Lips
+from pyro_avse.data.media import saving
 from pyro_avse.data.media.saving import save_audio, save_pieces
 from pyro_avse.data.media.video import copy_pictures
 from pyro_avse.enhancement.file import enhance_file
@@ -159,6 +160,35 @@ def test_signals_end_the_work_in_order() -> None:
     finally:
         signal.signal(signal.SIGHUP, was)
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.parametrize("at", ["open", "piece", "close"])
+def test_a_signal_within_a_write_is_not_lost(
+    at: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """libsndfile calls Python to write, from where nothing can be raised: the work ends after the call, in order."""
+    path = tmp_path / "s.wav"
+    path.write_bytes(b"old")
+    stage, write = ["open"], saving._Disk.write
+
+    def signalled(disk: Any, data: bytes) -> int:
+        if at == stage[0]:
+            stage[0] = "signalled"
+            signal.raise_signal(signal.SIGTERM)
+        return write(disk, data)
+
+    def pieces() -> Iterator[np.ndarray]:
+        stage[0] = "piece" if stage[0] != "signalled" else stage[0]
+        yield NOISE
+        stage[0] = "close" if stage[0] != "signalled" else stage[0]
+
+    monkeypatch.setattr(saving._Disk, "write", signalled)
+    with stopping() as stop, pytest.raises(KeyboardInterrupt):
+        save_pieces(path, pieces(), 16000)
+    assert stop.number == signal.SIGTERM
+    assert stage == ["signalled"]
+    assert path.read_bytes() == b"old"
+    assert left(tmp_path) == ["s.wav"]
 
 
 SENT = {

@@ -10,7 +10,7 @@ import numpy as np
 import soundfile
 from jaxtyping import Float
 
-from pyro_avse.files import beside, check_place, refused
+from pyro_avse.files import beside, check_place, refused, signals_held
 from pyro_avse.typing import InputError
 
 SUBTYPES = {"WAV": "FLOAT", "FLAC": "PCM_24"}
@@ -93,12 +93,12 @@ def save_together(
 class _Disk:
     """A file to write to that keeps why a write failed: libsndfile says "System error" of all, and goes on after some.
 
-    Raises InputError with the disk's reason, or what interrupted the write, on leaving it and on leaving `said()`.
+    libsndfile is called under `said()` alone. It raises InputError with the disk's reason.
     """
 
     def __init__(self, path: str | os.PathLike[str], part: Path) -> None:
         self.path, self.file = Path(path), part.open("wb", buffering=0)
-        self.failure: BaseException | None = None
+        self.failure: OSError | None = None
 
     def write(self, data: bytes) -> int:
         """Called by libsndfile, through which nothing can be raised."""
@@ -106,7 +106,7 @@ class _Disk:
         try:
             while left and self.failure is None:
                 left = left[self.file.write(left) :]
-        except BaseException as error:
+        except OSError as error:
             self.failure = error
         return len(data) - len(left)
 
@@ -118,27 +118,21 @@ class _Disk:
 
     @contextlib.contextmanager
     def said(self) -> Iterator[None]:
-        """Why it failed, in place of what libsndfile made of it."""
-        try:
-            yield
-        except (soundfile.LibsndfileError, AssertionError):
-            if self.failure is None:
-                raise
-        self._raise()
-
-    def _raise(self) -> None:
-        failure, self.failure = self.failure, None
-        if isinstance(failure, OSError):
+        """Why it failed, in place of what libsndfile made of it. Signals wait, as they could not be raised either."""
+        with signals_held():
+            try:
+                yield
+            except (soundfile.LibsndfileError, AssertionError):
+                if self.failure is None:
+                    raise
+        if self.failure is not None:
+            failure, self.failure = self.failure, None
             raise refused(self.path, failure)
-        if failure is not None:
-            raise failure
 
-    def __enter__(self) -> "_Disk":
-        return self
-
-    def __exit__(self, *reason: object) -> None:
-        self.file.close()
-        self._raise()
+    def close(self, sound: soundfile.SoundFile) -> None:
+        """The header gets its lengths, and the file its end."""
+        with self.file, self.said():
+            sound.close()
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
@@ -161,11 +155,14 @@ def _created(
         encoded = EncodedFile(part, path.suffix.lower(), sample_rate, channels)
         return contextlib.nullcontext, files.enter_context(encoded)
     form = _format(path)
-    disk = files.enter_context(_Disk(path, part))
-    sound = soundfile.SoundFile(
-        disk, "w", sample_rate, channels, subtype=SUBTYPES.get(form), format=form
-    )
-    return disk.said, files.enter_context(sound)
+    disk = _Disk(path, part)
+    files.callback(disk.file.close)
+    with disk.said():
+        sound = soundfile.SoundFile(
+            disk, "w", sample_rate, channels, subtype=SUBTYPES.get(form), format=form
+        )
+        files.callback(disk.close, sound)
+    return disk.said, sound
 
 
 def _forget_time(file: BinaryIO) -> None:
