@@ -134,7 +134,7 @@ def beside(path: Path, use: Callable[[Path], None]) -> None:
 
 @contextlib.contextmanager
 def signals_held() -> Iterator[None]:
-    """Signals that Python handles wait until the end: for calls into C that call Python back and lose what it raises."""
+    """Signals that Python handles wait until the end: for calls into C that call Python and lose what it raises."""
     came: list[tuple[Any, ...]] = []
     before: dict[signal.Signals, Any] = {}
     try:
