@@ -66,8 +66,9 @@ def run_demo(
         rows.append(row)
         results[name] = result
     waveforms = {"noisy": mixture.waveform}
-    waveforms |= {f"enhanced by {name}": result.speech_16k for name, result in results.items()}
-    waveforms[f"what {MODELS[-1]} took off"] = mixture.waveform - results[MODELS[-1]].speech_16k
+    for (name, result), does in zip(results.items(), ("listens", "listens and looks"), strict=True):
+        waveforms[f"enhanced by {name}, which {does}"] = result.speech_16k
+    waveforms[f"the noise that {name} found"] = mixture.waveform - result.speech_16k
     demo_figure(waveforms, results, out / "demo.png")
     report(f"listen to the wavs and look at demo.png in {out}")
     return rows

@@ -18,13 +18,14 @@ def demo_figure(
     results: Mapping[str, Enhanced],
     path: Path,
 ) -> None:
-    """Spectrograms of named 16 kHz waveforms, r(alpha_n) along time and the objectives of the results.
+    """Spectrograms of named 16 kHz waveforms, r(alpha_n) of the last result along time, the objectives of all.
 
     The waveforms have one scale, whose 0 dB is the first one's loudest bin.
     """
-    axes = spectrograms_above([1.5] * len(waveforms) + [1.3, 1.6], waveforms)
+    axes = spectrograms_above([1.3] * len(waveforms) + [1.2, 1.5], waveforms)
     seconds = len(next(iter(waveforms.values()))) / SAMPLE_RATE
-    draw_responsibilities(axes[-2], results, seconds)
+    *_, last = results.values()
+    draw_responsibilities(axes[-2], last, seconds, last.uncertainty)
     axes[-2].set_xlabel("time (s)")
     for (name, result), colour in zip(results.items(), (GREY, ORANGE, BLUE), strict=False):
         coefficients = result.separation.speech.numel()
@@ -32,6 +33,9 @@ def demo_figure(
         axes[-1].plot(iterations, result.objective / coefficients, colour, label=name)
     axes[-1].set(xlabel="EM iteration", ylabel="nats")
     axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes[-1].set_title("objective of the inference, for each coefficient of the STFT", fontsize=9)
+    axes[-1].set_title(
+        "the objective that the inference climbs, for each coefficient of the spectrogram",
+        fontsize=9,
+    )
     axes[-1].legend(fontsize=8, loc="lower right", frameon=False)  # objectives rise
     save_figure(axes[0].figure, path)  # type: ignore[arg-type]
