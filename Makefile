@@ -104,8 +104,8 @@ runs/speech:
 # of those. A run that was stopped goes on where it was. Hours: docs/RESULTS.md, "Weights".
 TRAINED := --data $(DATA)/commands --data $(DATA)/grid --data runs/synth --data runs/speech
 BUNDLED := pyro_avse/weights/bundled
-PRIORS := a_vae v_vae av_vae min_vae_v1 min_vae_v2 min_vae_v3
-GUIDED := a_vae min_vae_v1 min_vae_v2 vae_mm
+PRIORS := a_vae v_vae av_vae min_vae_v1 min_vae_v2 min_vae_v3 rvae
+GUIDED := a_vae min_vae_v1 min_vae_v2 vae_mm rvae
 weights: .venv/.development runs/speech runs/synth
 	for model in $(PRIORS); do \
 	  $(BIN)/pyro-avse train default/$$model $(TRAINED) --out runs/$$model --resume && \
@@ -115,8 +115,10 @@ weights: .venv/.development runs/speech runs/synth
 	  $(BIN)/pyro-avse train default/guide_$$model $(TRAINED) --out runs/guide_$$model --resume && \
 	  cp runs/guide_$$model/weights.safetensors $(BUNDLED)/$$model.guide.safetensors || exit 1; \
 	done
-	$(BIN)/pyro-avse train default/guide_a_vae_live $(TRAINED) --out runs/guide_a_vae_live --resume
-	cp runs/guide_a_vae_live/weights.safetensors $(BUNDLED)/a_vae.live.safetensors
+	for kind in guide_a_vae_live:live separate_a_vae:separate; do \
+	  $(BIN)/pyro-avse train default/$${kind%:*} $(TRAINED) --out runs/$${kind%:*} --resume && \
+	  cp runs/$${kind%:*}/weights.safetensors $(BUNDLED)/a_vae.$${kind#*:}.safetensors || exit 1; \
+	done
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
