@@ -37,6 +37,7 @@ nb_execution_show_tb = True
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
+autodoc_inherit_docstrings = False  # a `forward` of ours is not what torch says of any
 autodoc_typehints_format = "short"
 autodoc_class_signature = "separated"
 autodoc_default_options = {

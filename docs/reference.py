@@ -42,6 +42,7 @@ def setup(app: Any) -> dict[str, bool]:
     """What Sphinx calls."""
     app.connect("builder-inited", write_pages)
     app.connect("source-read", link_equations)
+    app.connect("source-read", offer_notebook)
     app.connect("autodoc-process-docstring", translate)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
@@ -75,8 +76,7 @@ def write_pages(app: Any) -> None:
     }
     for wing, title in WINGS.items():
         names = [name for name in modules() if wing_of(name) == wing]
-        blocks = (f"## {name}\n\n```{{eval-rst}}\n.. automodule:: {name}\n```\n" for name in names)
-        pages[f"api/{wing}.md"] = f"# {title}\n\n" + "\n".join(blocks)
+        pages[f"api/{wing}.md"] = f"# {title}\n\n" + "\n".join(map(block, names))
     pages["commands.md"] = "\n".join(commands())
     for name, text in pages.items():
         path = DOCS / name
@@ -88,6 +88,13 @@ def write_pages(app: Any) -> None:
         "*.[ip]*y*"
     ):  # notebooks, and the programs that they link to
         shutil.copy2(path, DOCS / "lessons")
+
+
+def block(module: str) -> str:
+    """All of a module; a function that shares its name with a module below stands there alone."""
+    below = [m.rpartition(".")[2] for m in modules() if m.rpartition(".")[0] == module]
+    left_out = f"   :exclude-members: +{', '.join(below)}\n" if below else ""
+    return f"## {module}\n\n```{{eval-rst}}\n.. automodule:: {module}\n{left_out}```\n"
 
 
 def commands() -> Iterator[str]:
@@ -150,6 +157,14 @@ def link_equations(app: Any, name: str, source: list[str]) -> None:
     source[0] = re.sub(r"\[([^\]]+)\]\(\.\./[^)]+\)", r"`\1`", text)
 
 
+def offer_notebook(app: Any, name: str, source: list[str]) -> None:
+    """Under a tutorial's title a link to it as an executed notebook."""
+    folder, _, page = name.rpartition("/")
+    if folder == "tutorials":
+        link = f"*This page as a notebook:* {{nb-download}}`{page}.ipynb`"
+        source[0] = re.sub(r"(?m)^# .+$", rf"\g<0>\n\n{link}", source[0], count=1)
+
+
 def translate(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """A docstring, in place."""
     lines[:] = list(to_rst(lines))
@@ -208,7 +223,7 @@ def escape(text: str) -> str:
     parts, end = [], 0
     for code in CODE.finditer(text):
         parts += [plain(text[end : code.start()]), f"``{' '.join((code[1] or code[2]).split())}``"]
-        if text[code.end() : code.end() + 1].isalnum():
+        if re.match(r"[^\s'\")\]}>\-/\\:.,;!?]", text[code.end() :]):
             parts.append("\\ ")
         end = code.end()
     return "".join([*parts, plain(text[end:])])

@@ -49,7 +49,7 @@ def build_page(folder: Path, *, longest: float, threads: int) -> gr.Blocks:
             source = gr.File(
                 label=f"A sound or a video, at most {longest:g} s",
                 file_types=sorted(SOUNDS | VIDEOS),
-                height=140,
+                height=160,
                 elem_id="source",
             )
             with gr.Column():
@@ -57,7 +57,7 @@ def build_page(folder: Path, *, longest: float, threads: int) -> gr.Blocks:
                     list(load_cards()),
                     value=DEFAULT_MODEL,
                     label="Model",
-                    info="a_vae only listens; the others look at the lips too",
+                    info="a_vae and rvae only listen; the others look at the lips too",
                 )
                 clip = gr.Button("Take the bundled clip", elem_id="clip")
         clip.click(desk.clip, None, source, **PRIVATE)
@@ -65,7 +65,12 @@ def build_page(folder: Path, *, longest: float, threads: int) -> gr.Blocks:
             with gr.Row():
                 scheme = _schemes("Inference scheme", DEFAULT_INFERENCE)
                 strength = gr.Slider(
-                    0, 1, 1, step=0.05, label="Strength", info="0: the recording; 1: no noise left"
+                    0,
+                    1,
+                    1,
+                    step=0.05,
+                    label="Strength",
+                    info="0: the recording; 1: all noise found goes",
                 )
             go = gr.Button("Enhance", variant="primary", elem_id="go")
             outcome = _panel("listen")
