@@ -121,10 +121,12 @@ def commands() -> Iterator[str]:
 def equations() -> list[list[str]]:
     """The cells of EQUATIONS.md's rows: number, LaTeX, symbol, test, slip."""
     lines = (DOCS / "EQUATIONS.md").read_text(encoding="utf-8").splitlines()
-    lines = [line for line in lines if line.startswith("| ")]
-    return [
-        [cell.strip() for cell in line.strip("|").split(" | ")] for line in lines if "::" in line
-    ]
+    return [cells(line) for line in lines if line.startswith("| ") and "::" in line]
+
+
+def cells(row: str) -> list[str]:
+    """Of a table."""
+    return [cell.strip() for cell in row.strip().strip("|").split(" | ")]
 
 
 def proofs() -> Iterator[str]:
@@ -147,14 +149,23 @@ def label(test: str) -> str:
 
 
 def link_equations(app: Any, name: str, source: list[str]) -> None:
-    """Symbols lead to the API and its source, tests to the page of proofs; a path out of docs/ is shown as code."""
-    text = source[0]
+    """The table of equations as a list that fits a screen; a path out of docs/ is shown as code."""
     if name == "EQUATIONS":
-        test = re.compile(r"tests/test_\w+\.py::(test_\w+)")
-        text = test.sub(lambda m: f"{{ref}}`{m[1]} <{label(m[0])}>`", text)
-        symbol = re.compile(r"\| (pyro_avse\.[\w.]+) \|")
-        text = symbol.sub(lambda m: f"| {{py:obj}}`~{m[1]}` |", text)
-    source[0] = re.sub(r"\[([^\]]+)\]\(\.\./[^)]+\)", r"`\1`", text)
+        lines = source[0].splitlines()
+        titles = re.compile(r"\| (number|---) \|")
+        source[0] = "\n".join(map(as_list, (line for line in lines if not titles.match(line))))
+    source[0] = re.sub(r"\[([^\]]+)\]\(\.\./[^)]+\)", r"`\1`", source[0])
+
+
+def as_list(line: str) -> str:
+    """A row of equations as a term with definitions; symbols lead to the API, tests to the page of proofs."""
+    if not (line.startswith("| ") and "::" in line):
+        return line
+    number, latex, symbol, test, slip = cells(line)
+    proof = f"{{ref}}`{test.partition('::')[2]} <{label(test)}>`"
+    code = "" if "::" in symbol else f"{{py:obj}}`~{symbol}`, proved by "
+    said = "" if slip == "as printed" else f"\n: {slip}"
+    return f"\n{number}\n: {latex}\n: {code}{proof}{said}\n"
 
 
 def offer_notebook(app: Any, name: str, source: list[str]) -> None:
