@@ -21,8 +21,15 @@ from pyro_avse.training.recipe import load_recipe
 from pyro_avse.training.stages import train
 from pyro_avse.typing import InputError
 from pyro_avse.weights import cards as model_cards
+from pyro_avse.weights.bundle import bundle
 from pyro_avse.weights.cards import FOLDER, SCORES, load_cards, markdown
-from pyro_avse.weights.checkpoint import bundled_weights, find_weights, load_prior, weight_files
+from pyro_avse.weights.checkpoint import (
+    bundled_weights,
+    find_weights,
+    load_prior,
+    save_prior,
+    weight_files,
+)
 from pyro_avse.weights.tensors import SCALE
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -119,6 +126,37 @@ def test_a_card_says_what_its_file_is(name: str) -> None:
     assert own == (recipe.training.epochs > 0)
     if "parts" in card:
         assert recipe.initialise == card["parts"]
+
+
+def test_make_weights_trains_the_bundle() -> None:
+    """What has a file is one of its priors, after those that it starts from; what has a guide one of its guided."""
+    lines = (ROOT / "Makefile").read_text(encoding="utf-8").splitlines()
+    order = {
+        key: next(line for line in lines if line.startswith(f"{key} :=")).split()[2:]
+        for key in ("PRIORS", "GUIDED")
+    }
+    own = {name for name in load_cards() if (FOLDER / f"{name}.safetensors").exists()}
+    assert set(order["PRIORS"]) == own
+    guides = {path.name.removesuffix(".guide.safetensors") for path in FOLDER.glob("*.guide.*")}
+    assert set(order["GUIDED"]) == guides
+    for name in own:
+        sources = {
+            s.split(":")[0] for s in load_recipe(load_cards()[name]["recipe"]).initialise.values()
+        }
+        assert sources <= set(order["PRIORS"][: order["PRIORS"].index(name)]), name
+
+
+def test_what_is_bundled_is_what_it_learned_itself(tmp_path: Path) -> None:
+    """Of what is assembled, its own; of any other model its file."""
+    prior, stft = load_prior("switching")
+    save_prior(tmp_path / "whole.safetensors", prior, stft, half=True)
+    for name, weights in (
+        ("switching", tmp_path / "whole.safetensors"),
+        ("dkf", find_weights("dkf")),
+    ):
+        bundle(name, weights, tmp_path)
+        file = f"{name}.safetensors"
+        assert (tmp_path / file).read_bytes() == (FOLDER / file).read_bytes()
 
 
 def test_sources_are_cited_alike() -> None:
