@@ -96,7 +96,10 @@ def test_matrices_as_int8_quarter_the_file(
     [
         ({"move.hidden.weight:scale": torch.ones(3)}, r"scale is \(3,\), its matrix is \(8, 11\)"),
         ({"bias:scale": torch.ones(3)}, r"bias:scale is \(3,\), its matrix is \(\)"),
-        ({"move.hidden.weight": torch.ones(8, 3)}, "move.hidden.weight has a scale and is no int8"),
+        (
+            {"move.hidden.weight": torch.ones(8, 11)},
+            "move.hidden.weight has a scale and is no int8",
+        ),
         ({"move.hidden.weight:scale": torch.full((8,), torch.inf)}, "holds NaN or infinity"),
         ({"move.hidden.weight:scale": None}, "move.hidden.weight is int8, this model's is float32"),
     ],
