@@ -115,8 +115,10 @@ weights: .venv/.development runs/speech runs/synth
 	  $(BIN)/pyro-avse train default/guide_$$model $(TRAINED) --out runs/guide_$$model --resume && \
 	  cp runs/guide_$$model/weights.safetensors $(BUNDLED)/$$model.guide.safetensors || exit 1; \
 	done
-	$(BIN)/pyro-avse train default/guide_a_vae_live $(TRAINED) --out runs/guide_a_vae_live --resume
-	cp runs/guide_a_vae_live/weights.safetensors $(BUNDLED)/a_vae.live.safetensors
+	for kind in guide_a_vae_live:live separate_a_vae:separate; do \
+	  $(BIN)/pyro-avse train default/$${kind%:*} $(TRAINED) --out runs/$${kind%:*} --resume && \
+	  cp runs/$${kind%:*}/weights.safetensors $(BUNDLED)/a_vae.$${kind#*:}.safetensors || exit 1; \
+	done
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

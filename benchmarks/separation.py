@@ -194,11 +194,11 @@ def scores_of(separator: Separator, case: Case, lips: list[Lips | None]) -> dict
     seconds = time.process_time() - start
     voices = []
     for j, voice in enumerate(case.voices):
-        after, before = (score(x, voice, only=SCORES).values for x in (found[j], case.mixture))
-        other = si_sdr(found[j], case.voices[1 - j])
+        after, before = (score(x, voice, only=SCORES) for x in (found[j], case.mixture))
+        other = score(found[j], case.voices[1 - j], only=("si_sdr",)).si_sdr
         voices.append(
-            {name: after[name] - before[name] for name in SCORES}
-            | {"wrong": other > after["si_sdr"]}
+            {name: getattr(after, name) - getattr(before, name) for name in SCORES}
+            | {"wrong": other > after.si_sdr}
         )
     return {"voices": voices, "seconds": seconds * 16000 / len(case.mixture)}
 
@@ -215,10 +215,6 @@ def row_of(title: str, rows: list[dict[str, Any]]) -> dict[str, str]:
     cells["wrong voice"] = f"{np.mean([v['wrong'] for v in voices]):.0%}"
     cells["s a s"] = f"{np.mean([row['seconds'] for row in rows]):.2f}"
     return cells
-
-
-def si_sdr(estimate: np.ndarray, voice: np.ndarray) -> float:
-    return score(estimate, voice, only=("si_sdr",)).values["si_sdr"]
 
 
 # --- the picture ----------------------------------------------------------------------------------------------------

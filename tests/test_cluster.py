@@ -23,6 +23,9 @@ from pyro_avse.typing import InputError
 Same = Callable[[pd.DataFrame, pd.DataFrame], None]
 
 
+KILLS = 20
+
+
 def wait_for_rows(folder: Path, count: int, process: Any) -> None:
     """Until that many rows are there."""
     limit = time.monotonic() + 120
@@ -31,9 +34,9 @@ def wait_for_rows(folder: Path, count: int, process: Any) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.slow  # a short form of it is in test_campaigns.py
 def test_a_sweep_killed_at_any_moment_goes_on(
-    kills: int, finished_sweep: Path, small_sweep: dict[str, Any], same_rows: Same, tmp_path: Path
+    finished_sweep: Path, small_sweep: dict[str, Any], same_rows: Same, tmp_path: Path
 ) -> None:
     """SIGKILL at seeded random moments of a run's length; no row lost, doubled or done again; the end is the same."""
     context = multiprocessing.get_context("forkserver")
@@ -53,7 +56,7 @@ def test_a_sweep_killed_at_any_moment_goes_on(
     expected, folder, finished = load_results(finished_sweep), tmp_path / "0", 0
     same_rows(load_results(tmp_path / "whole"), expected)
     seen = pd.DataFrame(columns=["key", "seconds"])
-    for kill in range(kills):
+    for kill in range(KILLS):
         process = start(folder)
         process.join(rng.uniform(0, length))
         process.kill()
@@ -73,7 +76,7 @@ def test_a_sweep_killed_at_any_moment_goes_on(
     kept = frame.set_index("key")["seconds"].loc[seen["key"]]
     assert kept.tolist() == seen["seconds"].tolist(), "a finished row was done again"
     same_rows(frame, expected)
-    assert finished < kills
+    assert finished < KILLS
 
 
 def test_processes_share_the_work_and_end_with_it(

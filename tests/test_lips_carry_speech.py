@@ -45,6 +45,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Clip], list[C
     return [c for i, c in enumerate(clips) if i % 4], clips[::4]
 
 
+@pytest.mark.slow
 def test_a_visual_encoder_prefers_the_right_lips(corpus: tuple[list[Clip], list[Clip]]) -> None:
     """Sign test over held-out clips, false-alarm rate 1e-3; a twin trained on other clips' lips fails it."""
     train, held = corpus

@@ -25,6 +25,7 @@ from pyro_avse.typing import InputError, couples_frames
 from pyro_avse.weights.checkpoint import load_prior, save_prior
 from pyro_avse.weights.tensors import load_tensors, save_tensors
 
+KILLS = 20
 STEPS = Training(epochs=2, batch_size=64, learning_rate=1e-2, responsibilities="epoch")
 SIZES = {"hidden": 8, "latent_dim": 3}
 
@@ -133,10 +134,8 @@ class Killed:
         return process.returncode != 0
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
-def test_a_killed_run_resumes_to_the_same_bytes(
-    kills: int, tiny_corpus: Path, tmp_path: Path
-) -> None:
+@pytest.mark.slow  # a short form of it is in test_campaigns.py
+def test_a_killed_run_resumes_to_the_same_bytes(tiny_corpus: Path, tmp_path: Path) -> None:
     """kill -9 at random moments, one of them inside a checkpoint's write: the files of a run that was not killed.
 
     A run that ends before it is killed has its files compared, and the next one starts in a fresh folder.
@@ -150,8 +149,8 @@ def test_a_killed_run_resumes_to_the_same_bytes(
     assert runs.run(out, in_write=5)  # checkpoint and log in turn: the third epoch's checkpoint
     (torn,) = (path for path in out.iterdir() if PART.fullmatch(path.name))
     assert 0 < torn.stat().st_size < len(expected[CHECKPOINT])
-    moments = random.Random(kills)
-    while done < kills:
+    moments = random.Random(KILLS)
+    while done < KILLS:
         trained = (out / LOG).read_text().count("\n") if (out / LOG).exists() else 0
         epochs, delay = trained + moments.randrange(12), moments.uniform(0, 2 * an_epoch)
         if runs.run(out, epochs=epochs, delay=delay):

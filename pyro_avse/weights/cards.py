@@ -69,7 +69,7 @@ def markdown() -> str:
             ],
         ),
         "## Guides\n\nNetworks that hear noise, of the model whose name they begin with: `guide` listens to a whole "
-        "recording, `live` to\nthe past alone. They learned from the data below, in noise that the program itself "
+        "recording, `live` to\nthe past and 0.1 s ahead, `separate` to several speakers whose lips it sees. They learned from the data below, in noise that the program itself "
         "draws.\n",
         _table(["file", "MB", "recipe"], _guides()),
         "## Scores\n\nImprovements, output minus input, over all mixtures of a table of [RESULTS.md](RESULTS.md).\n",
@@ -87,7 +87,8 @@ def _guides() -> list[list[str]]:
     rows = []
     for path in sorted(FOLDER.glob("*.*.safetensors")):
         model, kind = path.name.split(".")[:2]
-        recipe = f"default/guide_{model}" + "_live" * (kind == "live")
+        recipe = "separate" if kind == "separate" else "guide"
+        recipe = f"default/{recipe}_{model}" + "_live" * (kind == "live")
         rows.append([path.name, f"{path.stat().st_size / 1e6:.1f}", recipe])
     return rows
 

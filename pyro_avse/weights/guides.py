@@ -1,7 +1,7 @@
 """Guides for noisy speech on disk. A guide belongs to one prior: its file says which, by name and checksum.
 
 The bundled guide of the bundled prior NAME is bundled/NAME.guide.safetensors, of the causal kind
-bundled/NAME.live.safetensors. One that separates speakers, bundled/NAME.separate.safetensors, came with none yet.
+bundled/NAME.live.safetensors, and one that separates speakers bundled/NAME.separate.safetensors.
 """
 
 import os

@@ -11,6 +11,7 @@ in turn. Constants are included: densities are of (x, z), normalised in both.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import reduce
@@ -25,7 +26,7 @@ LOG_TWO_PI = math.log(2 * math.pi)
 
 
 @dataclass(frozen=True)
-class Story:
+class Story(ABC):
     """A posterior's numbers, and its arrays in the library `xp`: torch, or jax.numpy."""
 
     xp: Any
@@ -37,13 +38,13 @@ class Story:
         """(frame, latent) of the codes."""
         return len(self.arrays["power"]), self.arrays["A"].shape[-2]
 
+    @abstractmethod
     def log_density(self, z: Any) -> Any:
         """log p(x, z)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def draw(self, rng: torch.Generator) -> Draw:
         """z, x ~ p(x, z): z is then an exact draw of p(z | x). In torch alone."""
-        raise NotImplementedError
 
     def log_variance(self, z: Any) -> Any:
         """log sigma_k(z): (decoder, ..., frame, freq)."""
