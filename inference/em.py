@@ -304,16 +304,11 @@ def initial_mixing_weight(
     return power.new_tensor(pi).reshape(K, *[1] * len(utterances)).expand(K, *utterances)
 
 
-def next_weight(
-    observation: Observation,
-    held: tuple[float, ...] | None,
-    mixing_weight: MixingWeight,
-    responsibilities: Responsibilities,
-) -> MixingWeight:
+def next_weight(scheme: Any, observation: Observation, state: EMState) -> MixingWeight:
     """(44), where pi is not held; where alpha_1:N is a chain pi is of alpha_1, and one frame is too few to learn it."""
-    if held is not None or switches(observation.prior):
-        return mixing_weight
-    return update_mixing_weight(responsibilities, observation.informed)
+    if scheme.mixing_weight is not None or switches(observation.prior):
+        return state.mixing_weight
+    return update_mixing_weight(state.responsibilities, observation.informed)
 
 
 def frame_weight(

@@ -261,14 +261,13 @@ def maximise(scheme: HasTheta, observation: Observation, state: S, drawn: Drawn)
         scheme.exponent,
         observation.mask,
     )
-    held, r = scheme.mixing_weight, state.responsibilities
     return replace(
         state,
         dictionary=W,
         activations=H,
         gain=g,
         response=a,
-        mixing_weight=next_weight(observation, held, state.mixing_weight, r),
+        mixing_weight=next_weight(scheme, observation, state),
         iteration=state.iteration + 1,
     )
 

@@ -108,7 +108,7 @@ class VEM(EM):
         """(36), (40), (34), (35), then (42), (43), (44)."""
         state = self.e_step(observation, state, rng)
         # VE-s: (35)
-        W, H, pi = state.dictionary, state.activations, state.mixing_weight
+        W, H = state.dictionary, state.activations
         m, nu = wiener_posterior(observation.x, state.gamma, nmf_noise_variance(W, H))
         # M: (42), (43), (44)
         b = observation.x - m
@@ -118,7 +118,7 @@ class VEM(EM):
         W = is_nmf_update_W(V, W, H, exponent=self.exponent, mask=mask)
         W, H = normalise(W, H)
         r, chain = state.responsibilities, switches(observation.prior)
-        pi = next_weight(observation, self.mixing_weight, pi, r)
+        pi = next_weight(self, observation, state)
         objective = vem_objective(V, W, H, r, pi, mask, chain=chain)
         objective = objective + log_prior(self.noise, H, mask=mask)
         state = replace(state, m=m, nu=nu, iteration=state.iteration + 1, objective=objective)

@@ -247,14 +247,12 @@ def test_priors_with_memory_begin_anew_in_every_block(name: str, tiny_prior: Any
     enhancer = Enhancer(tiny_prior(name).eval(), built, device="cpu")
     blocks = cut_blocks(audio_from_array(sound(7.0), 16000), seconds=BLOCK, overlap=OVERLAP)
     pieces = list(enhance_blocks(enhancer, blocks, seed=5))
-    assert sum(len(piece.speech) for piece in pieces) == 7 * 16000
     dictionary = None
     for number, (audio, piece) in enumerate(zip(blocks.read(), pieces, strict=True)):
         place = enhancer.place(audio, None, blocks.spans[number][0] / 16000, 7.0)
         alone = enhancer.separate(place, seed=5 + number, dictionary=dictionary)
         assert piece.block is not None
         np.testing.assert_array_equal(piece.block.speech, alone.speech)
-        assert np.isfinite(piece.speech).all()
         dictionary = 0.9 * alone.separation.dictionary + 0.1 / 513
 
 
