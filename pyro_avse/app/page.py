@@ -41,7 +41,8 @@ def build_page(folder: Path, *, longest: float, threads: int) -> gr.Blocks:
         longest: seconds that a recording may last.
         threads: of one enhancement.
     """
-    desk = Desk(folder, longest, threads)
+    desk, cards = Desk(folder, longest, threads), load_cards()
+    listening = [name for name, card in cards.items() if card["lips"] == "none"]
     with gr.Blocks(title="pyro_avse", analytics_enabled=False, delete_cache=(600, KEPT)) as page:
         page.unload(desk.clear)
         gr.Markdown(INTRO)
@@ -54,10 +55,10 @@ def build_page(folder: Path, *, longest: float, threads: int) -> gr.Blocks:
             )
             with gr.Column():
                 model = gr.Dropdown(
-                    list(load_cards()),
+                    list(cards),
                     value=DEFAULT_MODEL,
                     label="Model",
-                    info="a_vae and rvae only listen; the others look at the lips too",
+                    info=f"{', '.join(listening)} only listen; the others look at the lips too",
                 )
                 clip = gr.Button("Take the bundled clip", elem_id="clip")
         clip.click(desk.clip, None, source, **PRIVATE)
