@@ -21,6 +21,7 @@ from jaxtyping import Float, Float32, Shaped
 
 from pyro_avse.data.media.channels import Choice, choose
 from pyro_avse.data.media.level import level_of_moments, moments, speech_level
+from pyro_avse.data.media.muted import muted
 from pyro_avse.defaults import SAMPLE_RATE
 from pyro_avse.errors import Silence
 from pyro_avse.files import VIDEOS
@@ -34,6 +35,22 @@ DECODED = VIDEOS | {".m4a", ".oga"}
 """What PyAV reads, and libsndfile is not asked for."""
 MOST_BLOCKS = 100_000
 """Of a recording: a month in blocks of 30 s."""
+UNKNOWN = 2**62
+"""Samples from which on a file does not say its length: FLAC out of a pipe."""
+LOWEST = 1000
+"""Hz: of less, nothing of speech is left, and 16 kHz are far more samples than there are."""
+UNKNOWN_FORMAT, NO_FILE = 1, 7
+"""libsndfile's numbers of errors; the second is what it says of a .mp3 without any frame."""
+PIECE = 2**20
+"""Samples that are read at once: a header's length may be a lie, or none."""
+LARGEST = 1e37
+"""Float32 holds little more."""
+SMALLEST = 1e-37
+"""Below it all is silence."""
+
+
+class EndsEarly(InputError):
+    """A sound file that holds less than it says."""
 
 
 @dataclass(frozen=True)
@@ -99,17 +116,31 @@ def load_audio(
         return _decoded(path, channel, track)
     if track:
         raise InputError(f"{path} has one sound track, not {track}: tracks are of videos")
-    try:
-        with _opened(path) as file:
-            samples, sample_rate = _read_whole(file, path), file.samplerate
-    except InputError as refusal:
-        return _decoded(path, channel, track, refusal)
+    with contextlib.ExitStack() as files:
+        try:
+            file = files.enter_context(_opened(path))
+        except InputError as refusal:
+            return _decoded(path, channel, track, refusal)
+        if file.frames >= UNKNOWN:  # libsndfile cannot read it to its end
+            return _decoded(path, channel, track)
+        samples, sample_rate = _read_whole(file, path), file.samplerate
+        said, form, codec = file.frames, file.format, file.subtype
     if len(samples) == 0:  # recorders that were switched off say so, and have written all the same
         with contextlib.suppress(InputError):
             return _decoded(path, channel, track)
-    choice = choose([samples], sample_rate, samples.shape[1], channel, str(path))
+    notes: tuple[str, ...] = ()
+    if len(samples) < said:
+        if form == "OGG":  # libsndfile closes its gaps: PyAV has its time stamps
+            return _decoded(path, channel, track)
+        early = _ends_early(path, len(samples) / sample_rate)
+        if not codec.startswith("MPEG"):  # whose length is a guess of its encoder's
+            raise early
+        lasts = f"it says it lasts {said / sample_rate:.2f} s, there are {len(samples) / sample_rate:.2f} s of it"
+        notes = (f"{path} is not whole: {lasts}",)
+    count = samples.shape[1]
+    choice = choose([samples], sample_rate, count, channel, str(path), _names(path, count))
     audio = _normalise(choice.of(samples), sample_rate, name=str(path), path=path)
-    return replace(audio, notes=_said(choice))
+    return replace(audio, notes=notes + _said(choice))
 
 
 def check_recording(path: Path) -> None:
@@ -162,7 +193,8 @@ def open_blocks(
             file.read(round(seconds * rate), dtype="float64", always_2d=True)
             for _ in range(0, num_samples, round(seconds * rate))
         )
-        choice = choose(parts, rate, file.channels, channel, str(path))
+        names = _names(path, file.channels)
+        choice = choose(parts, rate, file.channels, channel, str(path), names)
     spans = _spans(num_samples, rate, seconds, overlap)
     loudest = peak = 0.0
     rms = []
@@ -172,7 +204,7 @@ def open_blocks(
         resampled = _resample(samples, rate, SAMPLE_RATE)
         peak = max(peak, float(np.abs(resampled).max()))
         rms.append(moments(resampled))
-    if loudest == 0:
+    if loudest < SMALLEST:
         raise _silent(path, num_samples)
     _check_band(peak / loudest, path)
     level = level_of_moments(np.concatenate(rms)) / peak or 1.0
@@ -200,6 +232,20 @@ def cut_blocks(audio: Audio, *, seconds: float, overlap: float) -> Blocks:
     return Blocks(spans, rate, read, audio.delay, audio.notes)
 
 
+def opening(audio: Audio | Blocks, seconds: float) -> Float32[np.ndarray, "sample"]:
+    """The first seconds of a recording at 16 kHz, or all of a shorter one."""
+    wanted = round(seconds * SAMPLE_RATE)
+    if isinstance(audio, Audio):
+        return audio.waveform[:wanted]
+    heard = np.zeros(0, np.float32)
+    for (start, _), block in zip(audio.spans, audio.read(), strict=True):
+        known = start * SAMPLE_RATE // audio.sample_rate
+        heard = np.concatenate([heard[:known], block.waveform])
+        if len(heard) >= wanted:
+            break
+    return heard[:wanted]
+
+
 def restore(
     waveform: Float[np.ndarray, "sample"], like: Audio
 ) -> Float32[np.ndarray, "original_sample"]:
@@ -222,14 +268,25 @@ def restore(
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[soundfile.SoundFile]:
     try:
-        with soundfile.SoundFile(os.fsencode(path)) as file:  # a name may be no text
-            yield file
+        with muted():
+            file = soundfile.SoundFile(os.fsencode(path))  # a name may be no text
     except soundfile.LibsndfileError as err:
+        if os.path.getsize(path) == 0:
+            raise InputError(
+                f"{path} cannot be read as sound (it has 0 bytes): record or copy it again"
+            ) from err
+        unknown = err.code in (UNKNOWN_FORMAT, NO_FILE)
+        reason = "no known format" if unknown else err.error_string.rstrip(".")
         raise InputError(
-            f"{path} cannot be read as sound ({err.error_string}): convert it to .wav or .flac"
+            f"{path} cannot be read as sound ({reason}): check that it is one and whole"
         ) from err
     except TypeError as err:  # what soundfile says of .raw, which has no header
         raise InputError(f"{path} does not say its sample rate: convert it to .wav") from err
+    with file:
+        try:
+            yield file
+        except soundfile.LibsndfileError as err:
+            raise InputError(f"{path} is damaged ({err.error_string}): copy it again") from err
 
 
 def _spans(
@@ -260,10 +317,10 @@ def _read_spans(
     with _opened(path) as file:
         held, at = np.zeros(0), 0
         for start, stop in spans:
-            new = choice.of(file.read(stop - at, dtype="float64", always_2d=True))
+            with muted():
+                new = choice.of(file.read(stop - at, dtype="float64", always_2d=True))
             if len(new) < stop - at:
-                seconds = (at + len(new)) / file.samplerate
-                raise InputError(f"{path} ends early, at {seconds:.2f} s: copy it again")
+                raise _ends_early(path, (at + len(new)) / file.samplerate)
             held, at = np.concatenate([held[len(held) - (at - start) :], new]), stop
             yield held
 
@@ -273,7 +330,7 @@ def _normalise(
 ) -> Audio:
     _check_length(len(samples), sample_rate, name)
     _check_finite(samples, sample_rate, name)
-    if not samples.any():
+    if np.abs(samples).max() < SMALLEST:
         raise _silent(name, len(samples))
     # Twice: a resampled peak is not the original's, and so no level over- or underflows.
     first_peak = float(np.abs(samples).max())
@@ -295,6 +352,8 @@ def _check_length(num_samples: int, sample_rate: int, name: str | Path) -> None:
     seconds = num_samples / sample_rate
     if num_samples == 0:
         raise InputError(f"{name} is empty: give at least {SHORTEST} s of sound")
+    if sample_rate < LOWEST:
+        raise InputError(f"{name} has a sample rate of {sample_rate} Hz: speech needs {LOWEST}")
     if seconds < SHORTEST:
         raise InputError(f"{name} lasts {seconds:.4f} s: give at least {SHORTEST} s, one window")
 
@@ -305,6 +364,9 @@ def _check_finite(
     if not np.isfinite(samples).all():
         at = (start + int(np.argmin(np.isfinite(samples)))) / sample_rate
         raise InputError(f"{name} holds NaN or infinite samples, the first at {at:.3f} s: mend it")
+    largest = float(np.abs(samples).max(initial=0.0))
+    if largest > LARGEST:
+        raise InputError(f"{name} holds samples as large as {largest:.0e}: scale it down")
 
 
 def _silent(name: str | Path, num_samples: int) -> Silence:
@@ -317,8 +379,12 @@ def _check_band(peak_left: float, name: str | Path) -> None:
 
 
 def _read_whole(file: soundfile.SoundFile, path: Path) -> Float[np.ndarray, "sample channel"]:
+    parts = [np.zeros((0, file.channels))]
     try:
-        return file.read(dtype="float64", always_2d=True)
+        while len(parts) == 1 or len(parts[-1]):
+            with muted():
+                parts.append(file.read(PIECE, dtype="float64", always_2d=True))
+        return np.concatenate(parts)
     except MemoryError:
         raise InputError(
             f"{path} says it lasts {file.frames / file.samplerate:.0f} s, more than memory holds: check it, or cut it"
@@ -328,31 +394,46 @@ def _read_whole(file: soundfile.SoundFile, path: Path) -> Float[np.ndarray, "sam
 def _decoded(
     path: Path, channel: str | int, track: int, refusal: InputError | None = None
 ) -> Audio:
-    """The sound of a container through PyAV; of a file that libsndfile refused, if PyAV can and libsndfile does not
-    know the format at all."""
-    unknown = refusal is None or _is_unknown(refusal)
-    if not unknown:
-        assert refusal is not None
-        raise refusal
-    from pyro_avse.data.media.sound import decode_sound  # PyAV takes a while to load
+    """The sound of a container through PyAV; what it cannot read either has libsndfile's `refusal`, if there is."""
+    from pyro_avse.data.media.container import has_pictures  # PyAV takes a while to load
+    from pyro_avse.data.media.sound import decode_sound
 
     try:
         sound = decode_sound(path, track)
     except InputError:
-        if refusal is None:
+        if refusal is None or has_pictures(path):
             raise
         raise refusal from None
     count = sound.samples.shape[1]
     choice = choose([sound.samples], sound.sample_rate, count, channel, str(path), sound.channels)
     samples = choice.of(sound.samples)
-    audio = _normalise(samples, sound.sample_rate, name=str(path), path=path)
+    try:
+        audio = _normalise(samples, sound.sample_rate, name=str(path), path=path)
+    except Silence:
+        if sound.tracks == 1:
+            raise
+        other = 1 if track == 0 else 0
+        raise Silence(
+            f"{path}: its sound track {track} of {sound.tracks} is silent: give --track {other}"
+        ) from None
     return replace(audio, delay=sound.delay, notes=sound.notes + _said(choice))
 
 
-def _is_unknown(refusal: InputError) -> bool:
-    """Whether libsndfile does not know the format or what is in it: else the file is one of its own, and broken."""
-    cause = refusal.__cause__
-    return isinstance(cause, soundfile.LibsndfileError) and cause.code in (1, 3, 4)
+def _names(path: Path, count: int) -> tuple[str, ...]:
+    """Of more than two channels, as the file says them, such as FL, FR, FC; else none."""
+    if count < 3 or path.suffix.lower() not in (".wav", ".flac"):
+        return ()
+    from pyro_avse.data.media.container import opened, stream_of  # PyAV takes a while to load
+
+    with contextlib.suppress(InputError), opened(path) as container:
+        stream = stream_of(container, "audio")
+        if stream is not None and stream.codec_context is not None:
+            return tuple(channel.name for channel in stream.codec_context.layout.channels)
+    return ()
+
+
+def _ends_early(path: Path, seconds: float) -> EndsEarly:
+    return EndsEarly(f"{path} ends early, at {seconds:.2f} s: copy it again")
 
 
 def _said(choice: Choice) -> tuple[str, ...]:
