@@ -104,12 +104,12 @@ runs/speech:
 # of those. A run that was stopped goes on where it was. Hours: docs/RESULTS.md, "Weights".
 TRAINED := --data $(DATA)/commands --data $(DATA)/grid --data runs/synth --data runs/speech
 BUNDLED := pyro_avse/weights/bundled
-PRIORS := a_vae v_vae av_vae min_vae_v1 min_vae_v2 min_vae_v3 rvae
+PRIORS := a_vae v_vae av_vae min_vae_v1 min_vae_v2 min_vae_v3 switching rvae dkf av_rvae av_dkf
 GUIDED := a_vae min_vae_v1 min_vae_v2 vae_mm rvae
 weights: .venv/.development runs/speech runs/synth
 	for model in $(PRIORS); do \
 	  $(BIN)/pyro-avse train default/$$model $(TRAINED) --out runs/$$model --resume && \
-	  cp runs/$$model/weights.safetensors $(BUNDLED)/$$model.safetensors || exit 1; \
+	  $(BIN)/python -m pyro_avse.weights.bundle $$model runs/$$model/weights.safetensors || exit 1; \
 	done
 	for model in $(GUIDED); do \
 	  $(BIN)/pyro-avse train default/guide_$$model $(TRAINED) --out runs/guide_$$model --resume && \

@@ -124,9 +124,12 @@ def row_of(args: argparse.Namespace, cases: list[Case], title: str, run: Heard) 
         found = score(speech, clean, only=("si_sdr", "stoi"))
         rows.append((case.kind, case.snr, found.si_sdr, found.stoi, spent))
     table = pd.DataFrame(rows, columns=["kind", "snr", "si_sdr", "stoi", "seconds"])
-    parts = [(kind, table[table.kind == kind]) for kind in table.kind.unique()]
-    parts += [(f"{snr:g} dB", table[table.snr == snr]) for snr in SNRS]
-    cells = {name: f"{p.si_sdr.mean():.2f} / {p.stoi.mean():.3f}" for name, p in parts}
+    parts = {kind: table[table.kind == kind] for kind in ("grid", "librispeech")}
+    parts |= {f"{snr:g} dB": table[table.snr == snr] for snr in SNRS}
+    cells = {
+        name: f"{p.si_sdr.mean():.2f} / {p.stoi.mean():.3f}" if len(p) else ""
+        for name, p in parts.items()
+    }
     return {"": title, "n": str(len(rows)), **cells, "s/s": f"{table.seconds.mean():.3f}"}
 
 

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from pyro.distributions import Independent
 from torch import Tensor
 
-from pyro_avse.distributions import unchecked_normal
+from pyro_avse.distributions import unchecked_normal, update_mixing_weight
 from pyro_avse.errors import Divergence
 from pyro_avse.inference.adaptation import Adaptation
 from pyro_avse.inference.guess import first_component, guessed_codes, guessed_factors
@@ -302,6 +302,13 @@ def initial_mixing_weight(
         )
     utterances = power.shape[:-2]
     return power.new_tensor(pi).reshape(K, *[1] * len(utterances)).expand(K, *utterances)
+
+
+def next_weight(scheme: Any, observation: Observation, state: EMState) -> MixingWeight:
+    """(44), where pi is not held; where alpha_1:N is a chain pi is of alpha_1, and one frame is too few to learn it."""
+    if scheme.mixing_weight is not None or switches(observation.prior):
+        return state.mixing_weight
+    return update_mixing_weight(state.responsibilities, observation.informed)
 
 
 def frame_weight(

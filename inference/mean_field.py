@@ -235,13 +235,17 @@ def vem_objective(
     responsibilities: Responsibilities,
     mixing_weight: MixingWeight,
     mask: FrameMask | None = None,
+    *,
+    chain: bool = False,
 ) -> Float[Tensor, "*utterance"]:
     """sum_fn -V / (W H) - log (W H) + sum_n sum_k r_k log pi_k: what the M-step raises. [Sadeghi2021] (41), S26
 
-    The terms in pi belong to the sum over n alone; the paper prints them under the sum over f, n.
+    The terms in pi belong to the sum over n alone; the paper prints them under the sum over f, n. Where alpha_1:N is a
+    Markov `chain` pi is of alpha_1, and theta is in the first frame's term alone.
     """
     pi = mixing_weight.clamp_min(
         torch.finfo(mixing_weight.dtype).tiny
     )  # may underflow before r does
     prior_terms = torch.xlogy(responsibilities, pi[..., None]).sum(0)
-    return sum_of_frames(prior_terms, mask) - is_nmf_cost(V, W, H, mask)
+    of_pi = prior_terms[..., 0] if chain else sum_of_frames(prior_terms, mask)
+    return of_pi - is_nmf_cost(V, W, H, mask)

@@ -27,8 +27,14 @@ from jaxtyping import Bool, Float
 from pyro.distributions import Independent
 from torch import Tensor
 
-from pyro_avse.distributions import update_mixing_weight
-from pyro_avse.inference.em import EMState, Observation, encode, frame_weight, noise_and_weights
+from pyro_avse.inference.em import (
+    EMState,
+    Observation,
+    encode,
+    frame_weight,
+    next_weight,
+    noise_and_weights,
+)
 from pyro_avse.inference.guess import guessed_gain, guessed_level
 from pyro_avse.inference.independence import guide_proposal
 from pyro_avse.inference.m_step import Response, m_step
@@ -255,16 +261,13 @@ def maximise(scheme: HasTheta, observation: Observation, state: S, drawn: Drawn)
         scheme.exponent,
         observation.mask,
     )
-    pi = state.mixing_weight
-    if scheme.mixing_weight is None:
-        pi = update_mixing_weight(state.responsibilities, observation.informed)
     return replace(
         state,
         dictionary=W,
         activations=H,
         gain=g,
         response=a,
-        mixing_weight=pi,
+        mixing_weight=next_weight(scheme, observation, state),
         iteration=state.iteration + 1,
     )
 

@@ -51,6 +51,6 @@ def check_prior(scheme: Any, prior: SpeechPrior) -> None:
         )
     if couples_frames(prior) and not switches(prior) and not getattr(scheme, "of_paths", False):
         raise InputError(
-            f"{scheme.name} takes each frame on its own, and under {kind} they are coupled: take ldem, mcem, peem, "
-            "gpeem or amortised_vem"
+            f"{scheme.name} takes each frame on its own, and under {kind} they are coupled: take guided, ldem, mcem, "
+            "peem, gpeem or amortised_vem"
         )

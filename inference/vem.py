@@ -17,7 +17,6 @@ from typing import ClassVar
 
 import torch
 
-from pyro_avse.distributions import update_mixing_weight
 from pyro_avse.inference.adaptation import Adaptation
 from pyro_avse.inference.em import (
     EM,
@@ -25,6 +24,7 @@ from pyro_avse.inference.em import (
     encode,
     frame_weight,
     move_chains,
+    next_weight,
     noise_and_weights,
     starting_codes,
 )
@@ -48,6 +48,7 @@ from pyro_avse.models.nmf_noise import NoiseModel, log_prior, nmf_noise_variance
 from pyro_avse.typing import (
     Kernel,
     Separation,
+    switches,
 )
 
 
@@ -66,7 +67,8 @@ class VEM(EM):
         chains: chains for each frame, started as `starting_codes` says.
         noise: what is assumed of W and H; there is no gain here, and `noise.gain` is not looked at.
         adapt: how each frame's step size is found in the warm-ups; None: the kernel's own stays.
-        mixing_weight: pi, held at this, one number a component; None: it starts even and is learned (44).
+        mixing_weight: pi, held at this, one number a component; None: it starts even and is learned (44), but not of
+            a prior whose alpha_1:N is a Markov chain: there it is of alpha_1, and stays even.
         exponent: of (42) and (43), in (0, 1].
         tolerance: stop once no utterance's objective, per coefficient and averaged over ten iterations, gains this
             much over the ten before; None runs all iterations.
@@ -106,7 +108,7 @@ class VEM(EM):
         """(36), (40), (34), (35), then (42), (43), (44)."""
         state = self.e_step(observation, state, rng)
         # VE-s: (35)
-        W, H, pi = state.dictionary, state.activations, state.mixing_weight
+        W, H = state.dictionary, state.activations
         m, nu = wiener_posterior(observation.x, state.gamma, nmf_noise_variance(W, H))
         # M: (42), (43), (44)
         b = observation.x - m
@@ -115,9 +117,9 @@ class VEM(EM):
         H = is_nmf_update_H(V, W, H, exponent=self.exponent, smoothness=smoothness, mask=mask)
         W = is_nmf_update_W(V, W, H, exponent=self.exponent, mask=mask)
         W, H = normalise(W, H)
-        if self.mixing_weight is None:
-            pi = update_mixing_weight(state.responsibilities, observation.informed)
-        objective = vem_objective(V, W, H, state.responsibilities, pi, mask)
+        r, chain = state.responsibilities, switches(observation.prior)
+        pi = next_weight(self, observation, state)
+        objective = vem_objective(V, W, H, r, pi, mask, chain=chain)
         objective = objective + log_prior(self.noise, H, mask=mask)
         state = replace(state, m=m, nu=nu, iteration=state.iteration + 1, objective=objective)
         return replace(state, dictionary=W, activations=H, mixing_weight=pi)

@@ -27,10 +27,9 @@ from pyro_avse.models.over_time import (
     ToldDecoder,
     ToldEncoder,
     join,
-    loudness,
     silent,
 )
-from pyro_avse.typing import Codes, Power
+from pyro_avse.typing import Codes
 
 
 class DKF(Dynamical):
@@ -67,12 +66,6 @@ class DKF(Dynamical):
         """log sigma(z_n)."""
         log_variance: Tensor = self.decoder(z, context)
         return log_variance
-
-    def hear(self, power: Power, context: Tensor | None) -> Float[Tensor, "*utterance frame heard"]:
-        """The LSTM over s_n:N."""
-        y = torch.tanh(self.spectrum(loudness(power)))
-        g = self.ear(join(y, context), self.mask)
-        return join(self.encoder.hidden(power), g)
 
     def infer(self, previous: Codes, heard: Tensor, memory: Any) -> tuple[Tensor, Tensor, Any]:
         """q(z_n | z_n-1, s_n:N): D5."""

@@ -15,13 +15,12 @@ In `AVDSAE` every network sees the lips' embedding v_n besides.
 
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from pyro_avse.models.looking_back import Summarised
-from pyro_avse.models.over_time import Move, Recurrence, ToldDecoder, ToldEncoder, join, loudness
-from pyro_avse.typing import Codes, Power
+from pyro_avse.models.over_time import Move, Recurrence, ToldDecoder, ToldEncoder, join
+from pyro_avse.typing import Codes
 
 
 class DSAE(Summarised):
@@ -58,17 +57,6 @@ class DSAE(Summarised):
         """log sigma(z_n, w)."""
         log_variance: Tensor = self.decoder(z, context)
         return log_variance
-
-    def hear(self, power: Power, context: Any) -> Float[Tensor, "*utterance frame heard"]:
-        """The LSTM over s_1:N and w."""
-        y = torch.tanh(self.spectrum(loudness(power)))
-        g = self.ear(join(y, context), self.mask)
-        return join(self.encoder.hidden(power), g)
-
-    def infer(self, previous: Codes, heard: Tensor, memory: Any) -> tuple[Tensor, Tensor, Any]:
-        """q(z_n | w, s_1:N)."""
-        y, told = heard.tensor_split([self.encoder.hidden.out_features], -1)
-        return *self.encoder(y, told), None
 
 
 class AVDSAE(DSAE):

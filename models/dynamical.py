@@ -6,7 +6,7 @@ Generative story of an utterance with the lips' embedding v_1:N, where the prior
     s_n | z_1:N, ... ~ N_c(0, diag sigma(...))
 
 and the guide is a path too, q(z_n | z_<n, s_1:N). A prior is a subclass that says, in a file of its own, what stands
-for the dots: `next_code`, `decode`, `hear` and `infer`, each of all frames at once or of one after the other.
+for the dots: its networks, `next_code`, `decode` and `infer`, each of all frames at once or of one after the other.
 
 Some look at the speech before, s_<n, or at a summary w of all of it, which nobody knows at test time. |s_n|^2 is then
 E|s_n|^2 under the posterior so far (`past`), as good as known: a choice of ours. (models/looking_back.py)
@@ -16,6 +16,7 @@ Machine Learning 15, 2021.
 """
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -28,13 +29,14 @@ from torch import Tensor, nn
 from pyro_avse.distributions import ComplexNormal, Path, unchecked_normal
 from pyro_avse.models.markov import utterance_plates
 from pyro_avse.models.nets import LipsEmbedding
+from pyro_avse.models.over_time import Recurrence, ToldEncoder, join, loudness
 from pyro_avse.typing import Codes, FrameMask, Power
 
 Step = Callable[[Tensor, Any, Any], tuple[Tensor, Tensor, Any]]
 """(previous, given, memory) -> mean, log-variance, memory; `given` are the frames' rows of what is known besides."""
 
 
-class Dynamical(nn.Module):
+class Dynamical(nn.Module, ABC):
     """A speech prior whose frames are coupled; a `SequencePrior`.
 
     Args of all subclasses:
@@ -48,8 +50,12 @@ class Dynamical(nn.Module):
     num_components = 1
     uses_lips = requires_lips = False
     mixing_weight: Tensor
-    uses_past = False
-    """Whether it looks at s_<n or w."""
+    spectrum: nn.Linear
+    """What the LSTMs hear of a spectrum."""
+    ear: Recurrence
+    """The encoder's LSTM over the spectra."""
+    encoder: ToldEncoder
+    uses_past = False  # whether it looks at s_<n or w
     mask: FrameMask | None = None
     past: Power | None = None
     """Of the utterances that it is `within`."""
@@ -81,17 +87,20 @@ class Dynamical(nn.Module):
         """Mean and log-variance of p(z_n | z_<n, ...); unless a prior says otherwise, N(0, I)."""
         return torch.zeros_like(previous), torch.zeros_like(previous), None
 
+    @abstractmethod
     def decode(self, z: Codes, context: Tensor | None) -> Float[Tensor, "*batch frame freq"]:
         """log sigma of every frame of a path."""
-        raise NotImplementedError
 
     def hear(self, power: Power, context: Tensor | None) -> Float[Tensor, "*utterance frame heard"]:
-        """What the encoder makes of the spectra, before it knows any code."""
-        raise NotImplementedError
+        """What the encoder makes of the spectra, before it knows any code: s_n itself, and what `ear` hears."""
+        y = torch.tanh(self.spectrum(loudness(power)))
+        g = self.ear(join(y, context), self.mask)
+        return join(self.encoder.hidden(power), g)
 
     def infer(self, previous: Codes, heard: Tensor, memory: Any) -> tuple[Tensor, Tensor, Any]:
-        """Mean and log-variance of q(z_n | z_<n, s_1:N)."""
-        raise NotImplementedError
+        """Mean and log-variance of q(z_n | z_<n, s_1:N); unless a prior says otherwise, q(z_n | s_1:N)."""
+        y, told = heard.tensor_split([self.encoder.hidden.out_features], -1)
+        return *self.encoder(y, told), None
 
     def context(
         self, lips: Tensor | None, num_frames: int

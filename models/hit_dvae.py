@@ -83,17 +83,6 @@ class HiTDVAE(Summarised):
         log_variance: Tensor = self.decoder(z, self.own_look(self.own_token(join(z, context)))[0])
         return log_variance
 
-    def hear(self, power: Power, context: Any) -> Float[Tensor, "*utterance frame heard"]:
-        """The LSTM over s_1:N and w."""
-        y = torch.tanh(self.spectrum(loudness(power)))
-        g = self.ear(join(y, context), self.mask)
-        return join(self.encoder.hidden(power), g)
-
-    def infer(self, previous: Codes, heard: Tensor, memory: Any) -> tuple[Tensor, Tensor, Any]:
-        """q(z_n | w, s_1:N)."""
-        y, told = heard.tensor_split([self.encoder.hidden.out_features], -1)
-        return *self.encoder(y, told), None
-
     def told(self, power: Power, lips: Tensor | None) -> Any:
         """Of s_<n, and of w."""
         past = own_past(self, power, lips, self.unheard)

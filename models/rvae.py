@@ -17,14 +17,13 @@ enhancement*, ICASSP 2020.
 
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from pyro.distributions import Independent
 from torch import Tensor, nn
 
 from pyro_avse.models.dynamical import Dynamical
 from pyro_avse.models.nets import standard_normal
-from pyro_avse.models.over_time import Recurrence, ToldDecoder, ToldEncoder, join, loudness
+from pyro_avse.models.over_time import Recurrence, ToldDecoder, ToldEncoder, join
 from pyro_avse.typing import Codes, Power
 
 
@@ -68,10 +67,8 @@ class RVAE(Dynamical):
         return log_variance
 
     def hear(self, power: Power, context: Tensor | None) -> Float[Tensor, "*utterance frame heard"]:
-        """The spectrum itself, and the LSTM over the spectra."""
-        y = torch.tanh(self.spectrum(loudness(power)))
-        g = self.ear(join(y, context), self.mask)
-        return join(self.encoder.hidden(power), g, context)
+        """As `Dynamical`, and the lips."""
+        return join(super().hear(power, context), context)
 
     def infer(self, previous: Codes, heard: Tensor, memory: Any) -> tuple[Tensor, Tensor, Any]:
         """q(z_n | z_<n, ...): D3."""

@@ -17,13 +17,12 @@ In `AVSRNN` every network sees the lips' embedding v_n besides.
 
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from pyro_avse.models.looking_back import Remembering
-from pyro_avse.models.over_time import Move, Recurrence, ToldDecoder, ToldEncoder, join, loudness
-from pyro_avse.typing import Codes, Power
+from pyro_avse.models.over_time import Move, Recurrence, ToldDecoder, ToldEncoder, join
+from pyro_avse.typing import Codes
 
 
 class SRNN(Remembering):
@@ -61,12 +60,6 @@ class SRNN(Remembering):
         """log sigma(z_n, h_n)."""
         log_variance: Tensor = self.decoder(z, context)
         return log_variance
-
-    def hear(self, power: Power, context: Tensor | None) -> Float[Tensor, "*utterance frame heard"]:
-        """g_n."""
-        y = torch.tanh(self.spectrum(loudness(power)))
-        g = self.ear(join(y, context), self.mask)
-        return join(self.encoder.hidden(power), g)
 
     def infer(self, previous: Codes, heard: Tensor, memory: Any) -> tuple[Tensor, Tensor, Any]:
         """q(z_n | z_n-1, g_n)."""

@@ -12,17 +12,14 @@ In `AVSTORN` every network sees the lips' embedding v_n besides.
 [Bayer2014] J. Bayer, C. Osendorfer, *Learning stochastic recurrent networks*, 2014.
 """
 
-from typing import Any
-
-import torch
 from jaxtyping import Float
 from pyro.distributions import Independent
 from torch import Tensor
 
 from pyro_avse.models.looking_back import Remembering
 from pyro_avse.models.nets import standard_normal
-from pyro_avse.models.over_time import Recurrence, ToldDecoder, ToldEncoder, join, loudness
-from pyro_avse.typing import Codes, Power
+from pyro_avse.models.over_time import Recurrence, ToldDecoder, ToldEncoder, join
+from pyro_avse.typing import Codes
 
 
 class STORN(Remembering):
@@ -58,17 +55,6 @@ class STORN(Remembering):
         """log sigma(h_n); the decoder sees z_n itself too."""
         log_variance: Tensor = self.decoder(z, self.time(join(z, context)))
         return log_variance
-
-    def hear(self, power: Power, context: Tensor | None) -> Float[Tensor, "*utterance frame heard"]:
-        """The LSTM over s_1:N."""
-        y = torch.tanh(self.spectrum(loudness(power)))
-        g = self.ear(join(y, context), self.mask)
-        return join(self.encoder.hidden(power), g)
-
-    def infer(self, previous: Codes, heard: Tensor, memory: Any) -> tuple[Tensor, Tensor, Any]:
-        """q(z_n | s_1:N)."""
-        y, told = heard.tensor_split([self.encoder.hidden.out_features], -1)
-        return *self.encoder(y, told), None
 
 
 class AVSTORN(STORN):

@@ -64,6 +64,65 @@ def test_half_precision_halves_the_file(tmp_path: Path, tiny: Callable[[str], nn
     assert {t.dtype for t in load_file(tmp_path / "True.safetensors").values()} == {torch.float16}
 
 
+@pytest.mark.parametrize("name", ["av_rvae", "dkf"])
+def test_quarter_precision(name: str, tmp_path: Path, tiny_prior: Callable[..., nn.Module]) -> None:
+    """Matrices come back to within half of a row's scale, all else to 11 bits."""
+    prior, path = tiny_prior(name), tmp_path / "w.safetensors"
+    save_prior(path, prior, STFT(), quarter=True)
+    found = load_prior(path)[0].state_dict()
+    for key, tensor in prior.state_dict().items():
+        off = (found[key] - tensor).abs()
+        if tensor.dim() == 2:
+            assert (off <= tensor.abs().amax(1, keepdim=True) / 254 * 1.001).all(), key
+            assert off.max() > 0 or not tensor.any(), key
+        else:
+            torch.testing.assert_close(found[key], tensor, rtol=2**-11, atol=1e-7)
+
+
+def test_matrices_as_int8_quarter_the_file(
+    tmp_path: Path, tiny: Callable[[str], nn.Module]
+) -> None:
+    """But for their scales."""
+    prior, path = tiny("v_vae"), tmp_path / "w.safetensors"
+    save_prior(path, prior, STFT(), quarter=True)
+    whole = sum(4 * tensor.numel() for tensor in prior.state_dict().values())
+    assert path.stat().st_size < 0.27 * whole
+    matrices = (t.dtype for name, t in load_file(path).items() if name.endswith(".weight"))
+    assert set(matrices) == {torch.int8}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        ({"move.hidden.weight:scale": torch.ones(3)}, r"scale is \(3,\), its matrix is \(8, 11\)"),
+        ({"bias:scale": torch.ones(3)}, r"bias:scale is \(3,\), its matrix is \(\)"),
+        (
+            {"move.hidden.weight": torch.ones(8, 11)},
+            "move.hidden.weight has a scale and is no int8",
+        ),
+        ({"move.hidden.weight:scale": torch.full((8,), torch.inf)}, "holds NaN or infinity"),
+        ({"move.hidden.weight:scale": None}, "move.hidden.weight is int8, this model's is float32"),
+    ],
+)
+def test_scales_that_lie(
+    spoil: dict[str, torch.Tensor | None],
+    said: str,
+    tmp_path: Path,
+    tiny: Callable[[str], nn.Module],
+) -> None:
+    """One line, by the name of the matrix."""
+    path, prior = tmp_path / "w.safetensors", tiny("srnn")
+    torch.nn.init.ones_(prior.get_submodule("move.hidden").weight)
+    save_prior(path, prior, STFT(n_fft=16, hop=8), quarter=True)
+    with safe_open(path, framework="pt") as file:
+        header = file.metadata()
+    tensors = load_file(path) | spoil
+    save_file({name: t for name, t in tensors.items() if t is not None}, path, metadata=header)
+    with pytest.raises(InputError, match=said) as refusal:
+        load_prior(path)
+    assert "\n" not in str(refusal.value)
+
+
 def test_the_header_says_what_the_weights_are(saved: Path) -> None:
     """One key with JSON: the model, its options and the STFT, readable without loading a tensor."""
     with safe_open(saved, framework="pt") as file:

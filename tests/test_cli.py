@@ -337,6 +337,11 @@ def check_demonstration(rows: list[dict[str, Any]]) -> None:
         assert all(Path(file).stat().st_size > 1000 for file in row["files"].values())
         assert row["input"]["si_sdr"] == pytest.approx(0, abs=0.5)  # mixed at 0 dB SNR
         assert row["output"].keys() == SCORES | {"reasons"}
+    folder = Path(rows[-1]["files"]["speech"]).parent
+    names = ("enhanced_min_vae_v2", "noise", "noisy")
+    speech, noise, noisy = (soundfile.read(folder / f"{name}.wav")[0] for name in names)
+    np.testing.assert_allclose(speech + noise, noisy, atol=1e-6)
+    assert (folder / "lips.npz").read_bytes() == demo.LIPS.read_bytes()
     picture = imread(rows[0]["files"]["figure"])
     assert min(picture.shape[:2]) > 500
     assert np.ptp(picture) > 0.5
@@ -345,14 +350,14 @@ def check_demonstration(rows: list[dict[str, Any]]) -> None:
 def test_the_demonstration_runs_with_any_weights(
     inputs: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`demo` writes four sounds and a figure, and prints its rows as JSON, or as a table without --json."""
+    """`demo` writes five sounds, lips and a figure, and prints its rows as JSON, or as a table without --json."""
     quick = VEM(iterations=2, warmup=1, draws=1)
     monkeypatch.setattr(demo, "load_prior", lambda name: load_prior(inputs / f"{name}.safetensors"))
     monkeypatch.setattr(demo, "find_scheme", lambda name: quick)
     code, out, _ = run("demo", "--json", "--device", "cpu")
     assert code == 0
     check_demonstration(json.loads(out)["rows"])
-    assert len(os.listdir("demo")) == 5
+    assert len(os.listdir("demo")) == 7
     code, out, err = run("demo", "--device", "cpu")
     assert code == 0
     assert "SI-SDR" in out

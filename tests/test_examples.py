@@ -13,6 +13,7 @@ SETTINGS = {
     "04_new_kernel.py": ["--draws", "50"],
     "03_new_model.py": ["--minutes", "0.3", "--epochs", "1"],
     "05_compare_samplers.py": ["--only", "line", "--draws", "60"],
+    "06_memory.py": ["--iterations", "1"],
 }
 TRAIN = ("02_train_min_vae.py", "03_new_model.py")  # synthetic talkers, into a folder
 

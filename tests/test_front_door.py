@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from matplotlib.figure import Figure
 import pyro_avse
 from pyro_avse import enhance_file
 from pyro_avse.cli import main
+from pyro_avse.enhancement.drawing import draw_responsibilities
 from pyro_avse.enhancement.enhancer import Enhancer
 from pyro_avse.enhancement.find import build_scheme, find_kernel, find_scheme
 from pyro_avse.enhancement.notebook import notebook_bar
@@ -71,6 +73,25 @@ def test_frames_whose_chains_disagree_are_grey() -> None:
     for nothing in (None, np.zeros(10, bool)):
         shade_disagreement(axis, times, nothing)
     assert len(axis.patches) == 1
+
+
+def test_the_band_of_r_is_drawn_and_said() -> None:
+    """From the draws' 5 % to their 95 %; what is not drawn is not said."""
+    low, high = np.array([[0.1], [0.3]]), np.array([[0.4], [0.9]])
+    result: Any = SimpleNamespace(
+        frame_times=np.arange(2.0), responsibilities=np.full((2, 2), 0.5), chains_disagree=None
+    )
+    doubt: Any = SimpleNamespace(times=result.frame_times, r_low=low, r_high=high)
+    axis = Figure().subplots()
+    draw_responsibilities(axis, result, 2.0)
+    assert not axis.collections
+    assert "band" not in axis.get_title()
+    draw_responsibilities(axis, result, 2.0, doubt)
+    (band,) = axis.collections
+    heights = [path.vertices for path in band.get_paths()]
+    assert {0.1, 0.3, 0.4, 0.9} <= set(np.concatenate(heights)[:, 1].tolist())
+    assert "band: nine tenths of the draws" in axis.get_title()
+    assert "grey" not in axis.get_title()
 
 
 def test_the_package_says_what_it_has() -> None:

@@ -240,6 +240,22 @@ def test_the_dictionary_runs_on(scheme: Any, tiny_prior: Any) -> None:
         assert one.objective[0] > other.objective[0] + 1000
 
 
+@pytest.mark.parametrize("name", ["rvae", "srnn"])
+def test_priors_with_memory_begin_anew_in_every_block(name: str, tiny_prior: Any) -> None:
+    """Each block is what it would be on its own with the noise of the last one, and nothing else is carried on."""
+    built = LDEM(iterations=2, first_warmup=2, draws=1, final_draws=1, final_warmup=1, chains=1)
+    enhancer = Enhancer(tiny_prior(name).eval(), built, device="cpu")
+    blocks = cut_blocks(audio_from_array(sound(7.0), 16000), seconds=BLOCK, overlap=OVERLAP)
+    pieces = list(enhance_blocks(enhancer, blocks, seed=5))
+    dictionary = None
+    for number, (audio, piece) in enumerate(zip(blocks.read(), pieces, strict=True)):
+        place = enhancer.place(audio, None, blocks.spans[number][0] / 16000, 7.0)
+        alone = enhancer.separate(place, seed=5 + number, dictionary=dictionary)
+        assert piece.block is not None
+        np.testing.assert_array_equal(piece.block.speech, alone.speech)
+        dictionary = 0.9 * alone.separation.dictionary + 0.1 / 513
+
+
 def test_a_start_is_taken_as_it_is(tiny_prior: Any) -> None:
     """A dictionary given to a scheme is its W_0: without updates' exponent nothing else could make it stay."""
     prior, x = tiny_prior("a_vae", num_freqs=7), torch.randn(6, 7, dtype=torch.complex64)
@@ -349,7 +365,10 @@ def test_blocks_are_read_as_they_are_needed(deaf: Callable[..., Enhancer]) -> No
     assert len(made) == len(blocks.spans) == 10
 
 
+@pytest.mark.parametrize(("model", "scheme"), [("a_vae", "vem"), ("rvae", "ldem")])
 def test_the_command_line_cuts_what_is_long(
+    model: str,
+    scheme: str,
     tiny_prior: Any,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -357,12 +376,12 @@ def test_the_command_line_cuts_what_is_long(
 ) -> None:
     """`enhance --block 3` of 7 s: three blocks, the recording's length; with --reference it is refused."""
     monkeypatch.chdir(tmp_path)
-    save_prior(Path("w.safetensors"), tiny_prior("a_vae"), STFT())
+    save_prior(Path("w.safetensors"), tiny_prior(model), STFT())
     written(Path("noisy.wav"), sound(7.0))
 
     def run(*options: str) -> tuple[object, str, str]:
-        command = "pyro-avse enhance noisy.wav --model w.safetensors --iterations 2 --inference vem"
-        monkeypatch.setattr(sys, "argv", [*command.split(), *options])
+        command = "pyro-avse enhance noisy.wav --model w.safetensors --iterations 2 --inference"
+        monkeypatch.setattr(sys, "argv", [*command.split(), scheme, *options])
         with pytest.raises(SystemExit) as end:
             main()
         return end.value.code, *capsys.readouterr()
@@ -370,7 +389,7 @@ def test_the_command_line_cuts_what_is_long(
     code, out, err = run("--block", "3", "--json", "-o", "out.flac")
     row = json.loads(out)
     assert code == 0, err
-    assert (row["blocks"], row["iterations"], row["inference"]) == (3, 2, "vem")
+    assert (row["blocks"], row["iterations"], row["inference"]) == (3, 2, scheme)
     assert row["real_time_factor"] == pytest.approx(row["seconds"] / 7)
     assert row["files"] == {"speech": "out.flac"}
     assert soundfile.info("out.flac").frames == 7 * 16000

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from pyro_avse.cli import main
 from pyro_avse.defaults import DEFAULT_MODEL
@@ -20,9 +21,16 @@ from pyro_avse.training.recipe import load_recipe
 from pyro_avse.training.stages import train
 from pyro_avse.typing import InputError
 from pyro_avse.weights import cards as model_cards
+from pyro_avse.weights.bundle import bundle
 from pyro_avse.weights.cards import FOLDER, SCORES, load_cards, markdown
-from pyro_avse.weights.checkpoint import bundled_weights, find_weights, load_prior, weight_files
-from pyro_avse.weights.tensors import load_tensors
+from pyro_avse.weights.checkpoint import (
+    bundled_weights,
+    find_weights,
+    load_prior,
+    save_prior,
+    weight_files,
+)
+from pyro_avse.weights.tensors import SCALE
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT = 30e6  # bytes
@@ -107,8 +115,9 @@ def test_a_card_says_what_its_file_is(name: str) -> None:
     assert type(prior) is MODELS[card["model"]]
     assert card["latent_dim"] == prior.latent_dim
     assert card["stft"] == {"n_fft": stft.n_fft, "hop": stft.hop}
-    stored = {t.dtype for file in weight_files(name) for t in load_tensors(file)[0].values()}
-    assert {str(dtype) for dtype in stored} == {f"torch.{card['precision']}"}
+    raw = [load_file(file).items() for file in weight_files(name)]
+    stored = {str(t.dtype) for items in raw for key, t in items if not key.endswith(SCALE)}
+    assert stored == {f"torch.{kind}" for kind in card["precision"].split(" and ")}
     needs = "needed" if prior.requires_lips else "optional" if prior.uses_lips else "none"
     assert card["lips"] == needs
     recipe = load_recipe(card["recipe"])
@@ -117,6 +126,37 @@ def test_a_card_says_what_its_file_is(name: str) -> None:
     assert own == (recipe.training.epochs > 0)
     if "parts" in card:
         assert recipe.initialise == card["parts"]
+
+
+def test_make_weights_trains_the_bundle() -> None:
+    """What has a file is one of its priors, after those that it starts from; what has a guide one of its guided."""
+    lines = (ROOT / "Makefile").read_text(encoding="utf-8").splitlines()
+    order = {
+        key: next(line for line in lines if line.startswith(f"{key} :=")).split()[2:]
+        for key in ("PRIORS", "GUIDED")
+    }
+    own = {name for name in load_cards() if (FOLDER / f"{name}.safetensors").exists()}
+    assert set(order["PRIORS"]) == own
+    guides = {path.name.removesuffix(".guide.safetensors") for path in FOLDER.glob("*.guide.*")}
+    assert set(order["GUIDED"]) == guides
+    for name in own:
+        sources = {
+            s.split(":")[0] for s in load_recipe(load_cards()[name]["recipe"]).initialise.values()
+        }
+        assert sources <= set(order["PRIORS"][: order["PRIORS"].index(name)]), name
+
+
+def test_what_is_bundled_is_what_it_learned_itself(tmp_path: Path) -> None:
+    """Of what is assembled, its own; of any other model its file."""
+    prior, stft = load_prior("switching")
+    save_prior(tmp_path / "whole.safetensors", prior, stft, half=True)
+    for name, weights in (
+        ("switching", tmp_path / "whole.safetensors"),
+        ("dkf", find_weights("dkf")),
+    ):
+        bundle(name, weights, tmp_path)
+        file = f"{name}.safetensors"
+        assert (tmp_path / file).read_bytes() == (FOLDER / file).read_bytes()
 
 
 def test_sources_are_cited_alike() -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributions import Exponential, MultivariateNormal, Normal
 
 from pyro_avse.distributions import Path
+from pyro_avse.inference import SCHEMES
 from pyro_avse.inference.gpeem import GainTarget
 from pyro_avse.inference.gradient import value_and_grad
 from pyro_avse.inference.target import CollapsedTarget
@@ -187,11 +188,12 @@ def test_draws_of_a_path_have_its_density(honest: bool) -> None:
     torch.testing.assert_close((mean, scale), path.given(path.of_noise(noise)[0]))
 
 
-def test_schemes_of_single_frames_refuse(random_power) -> None:
-    """One line that names the scheme, the prior and the cure."""
-    from pyro_avse.inference import SCHEMES
+OF_FRAMES = ["vem", "collapsed_vem", "importance", "bnmf", "nuts", "auto_normal"]
 
+
+@pytest.mark.parametrize("name", OF_FRAMES)
+def test_schemes_of_single_frames_refuse(name: str) -> None:
+    """One line that names the scheme, the prior and the cure."""
     x = torch.randn(FRAMES, FREQS, dtype=torch.complex128)
-    for name in ("vem", "collapsed_vem", "importance"):
-        with pytest.raises(InputError, match=f"{name} takes each frame .* Chain .* take ldem"):
-            SCHEMES[name]()(Chain(), x)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=f"{name} takes each frame .* Chain .* take guided, ldem"):
+        SCHEMES[name]()(Chain(), x)  # type: ignore[arg-type]

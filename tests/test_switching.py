@@ -17,6 +17,7 @@ from torch.distributions import MultivariateNormal
 from pyro_avse.distributions import complex_normal_log_prob
 from pyro_avse.inference import LDEM, SCHEMES, RandomWalk, run_chains
 from pyro_avse.inference.each_component import EachComponent
+from pyro_avse.inference.mean_field import vem_objective
 from pyro_avse.inference.target import CollapsedTarget
 from pyro_avse.models import MODELS, Switching
 from pyro_avse.models.markov import smooth
@@ -220,6 +221,23 @@ def test_schemes_that_take_frames_one_by_one_refuse(
     """In a line that names those which do not."""
     with pytest.raises(InputError, match="they are a chain: take guided, ldem"):
         short(scheme)(lively(small_prior), torch.randn(4, 7).cdouble(), torch.rand(4, 67, 67))
+
+
+def test_the_objective_of_vem_counts_pi_once(small_prior: Callable[..., Any]) -> None:
+    """(41) as a function of pi is E log p(alpha_1:6), over all paths; pi is of alpha_1, and no frame teaches it."""
+    heard = Heard(small_prior)
+    evidence, A, V = torch.randn(K, FRAMES), heard.prior.transition, heard.noise
+    W, H = torch.rand(2, 7), torch.rand(FRAMES, 2)
+    r = smooth(evidence, torch.full((K,), 1 / K), A)[1]
+    shares = torch.softmax(log_paths(evidence, torch.full((K,), 1 / K), A), 0)
+    found, expected = [], []
+    for pi in torch.softmax(torch.randn(2, K), 1):
+        found.append(vem_objective(V, W, H, r, pi, chain=True))
+        expected.append((shares * log_paths(evidence, pi, A)).sum())
+    torch.testing.assert_close(found[1] - found[0], expected[1] - expected[0])
+    for scheme in ("vem", "ldem"):
+        out = short(scheme)(heard.prior, heard.x, heard.lips)
+        torch.testing.assert_close(out.mixing_weight, torch.full((K,), 1 / K))
 
 
 def test_frames_without_a_picture_leave_out_what_looks(small_prior: Callable[..., Any]) -> None:

@@ -19,7 +19,7 @@ from pyro_avse.defaults import DEFAULT_INFERENCE, SAMPLE_RATE
 from pyro_avse.enhancement.enhancer import Enhancer
 from pyro_avse.enhancement.find import find_scheme
 from pyro_avse.enhancement.measure import measure
-from pyro_avse.files import make_folder
+from pyro_avse.files import make_folder, write_atomically
 from pyro_avse.typing import JSON
 from pyro_avse.weights.checkpoint import load_prior
 
@@ -32,7 +32,9 @@ LIPS = CLIPS / "talker.npz"
 def run_demo(
     out: Path, *, seed: int = 0, device: str = "auto", report: Callable[[str], None]
 ) -> list[JSON]:
-    """Write noisy.wav, clean.wav, an enhanced wav a model and demo.png into `out`; a row of scores a model.
+    """Write sounds, lips.npz and demo.png into `out`; a row of scores a model.
+
+    The sounds: noisy.wav, clean.wav, an enhanced one a model, and the noise that the last model found.
 
     Raises:
         InputError: `out` cannot be made or written to; no such device.
@@ -45,6 +47,7 @@ def run_demo(
     lips = load_lips(LIPS)
     save_audio(out / "noisy.wav", mixture.peak * mixture.waveform, SAMPLE_RATE)
     save_audio(out / "clean.wav", 0.9 * clean.waveform, SAMPLE_RATE)
+    write_atomically(out / "lips.npz", LIPS.read_bytes())
 
     rows, results = [], {}
     for name in MODELS:
@@ -65,9 +68,15 @@ def run_demo(
         }
         rows.append(row)
         results[name] = result
-    waveforms = {"noisy": mixture.waveform}
-    waveforms |= {f"enhanced by {name}": result.speech_16k for name, result in results.items()}
-    waveforms[f"what {MODELS[-1]} took off"] = mixture.waveform - results[MODELS[-1]].speech_16k
+    listened, looked = (results[name].speech_16k for name in MODELS)
+    noise = mixture.waveform - looked
+    save_audio(out / "noise.wav", mixture.peak * noise, SAMPLE_RATE)
+    waveforms = {
+        "noisy": mixture.waveform,
+        f"the noise that {MODELS[1]} found": noise,
+        f"enhanced by {MODELS[1]}, which listens and looks": looked,
+        f"enhanced by {MODELS[0]}, which listens": listened,
+    }
     demo_figure(waveforms, results, out / "demo.png")
     report(f"listen to the wavs and look at demo.png in {out}")
     return rows

@@ -10,7 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pyro_avse.defaults import SAMPLE_RATE
-from pyro_avse.plots import BLUE, draw_spectrogram, shade_disagreement, spectral_power
+from pyro_avse.enhancement.uncertainty import Uncertainty
+from pyro_avse.plots import BLUE, ORANGE, draw_spectrogram, shade_disagreement, spectral_power
 
 CROPS = 12
 """Mouths in a row."""
@@ -66,7 +67,7 @@ def result_figure(
     if lips is not None:
         draw_mouths(axes[3], lips, lips_mask, seconds)
     if mixture:
-        draw_responsibilities(axes[-1], {"": result}, seconds)
+        draw_responsibilities(axes[-1], result, seconds)
     axes[-1].set_xlabel("time (s)")
     axes[-1].tick_params(labelbottom=True)
     return axes[0].figure  # type: ignore[return-value]
@@ -115,17 +116,18 @@ def draw_mouths(
     axis.set_title("the mouth, as the model sees it", fontsize=9)
 
 
-def draw_responsibilities(axis: Axes, results: Mapping[str, Drawn], seconds: float) -> None:
-    """r(audio) along time of the results with two components; grey where their chains disagree."""
+def draw_responsibilities(
+    axis: Axes, result: Drawn, seconds: float, doubt: Uncertainty | None = None
+) -> None:
+    """r(audio) of a model with two components along time, with the draws' band; grey where its chains disagree."""
     axis.set_ylim(-0.05, 1.05)
-    said = False
-    for name, result in results.items():
-        if len(result.responsibilities) == 1:
-            continue
-        apart = result.chains_disagree
-        said = said or bool(apart is not None and apart.any())
-        shade_disagreement(axis, result.frame_times, apart)
-        axis.plot(result.frame_times, result.responsibilities[0], BLUE, lw=1, label=name)
+    shade_disagreement(axis, result.frame_times, result.chains_disagree)
+    said = ["grey: chains disagree, no answer"] if axis.patches else []
+    if doubt is not None:
+        said.insert(0, "band: nine tenths of the draws")
+        low, high = doubt.r_low[:, 0], doubt.r_high[:, 0]
+        axis.fill_between(doubt.times, low, high, color=ORANGE, alpha=0.4, lw=0)
+    axis.plot(result.frame_times, result.responsibilities[0], BLUE, lw=1)
     axis.set(xlim=(0, seconds), yticks=[0, 0.5, 1], yticklabels=["lips 0", "0.5", "sound 1"])
-    grey = " (grey: chains disagree, no answer)" if said else ""
-    axis.set_title(f"r(audio): is the speech told by sound or lips?{grey}", fontsize=9)
+    legend = "\n" * bool(said) + "; ".join(said)
+    axis.set_title(f"r(audio): do the sound or the lips explain the speech?{legend}", fontsize=9)

@@ -151,11 +151,12 @@ def _train_stage(
         raise InputError(
             f"{out / CHECKPOINT}: started from other weights than [initialise] now names: choose another --out"
         )
+    precision = {"half": recipe.half_precision, "quarter": recipe.quarter_precision}
     crew.wait()  # before the first writes where the others look
     if recipe.training.epochs == 0:  # assembled: the recipe is all that a run depends on
         if crew.rank == 0:
             save_tensors(out / CHECKPOINT, {}, header)
-            save_prior(out / WEIGHTS, prior, stft, half=recipe.half_precision)
+            save_prior(out / WEIGHTS, prior, stft, **precision)
         crew.wait()
         return out / WEIGHTS
     frames = _load_frames(recipe, prior, load)
@@ -176,7 +177,7 @@ def _train_stage(
         write_log(out / LOG, trainer.history)
         training_figure(trainer.history, out / CURVES)
         prior.load_state_dict(trainer.best)
-        save_prior(out / WEIGHTS, prior, stft, half=recipe.half_precision)
+        save_prior(out / WEIGHTS, prior, stft, **precision)
     crew.wait()
     return out / WEIGHTS
 

@@ -69,8 +69,8 @@ def markdown() -> str:
             ],
         ),
         "## Guides\n\nNetworks that hear noise, of the model whose name they begin with: `guide` listens to a whole "
-        "recording, `live` to\nthe past and 0.1 s ahead, `separate` to several speakers whose lips it sees. They learned from the data below, in noise that the program itself "
-        "draws.\n",
+        "recording, `live` to\nthe past and 0.1 s ahead, `separate` to several speakers whose lips it sees. They "
+        "learned from the data below, in\nnoise that the program itself draws.\n",
         _table(["file", "MB", "recipe"], _guides()),
         "## Scores\n\nImprovements, output minus input, over all mixtures of a table of [RESULTS.md](RESULTS.md).\n",
         *_scores(cards),

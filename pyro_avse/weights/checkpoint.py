@@ -17,18 +17,33 @@ from pyro_avse.typing import JSON, InputError
 from pyro_avse.weights.cards import FOLDER, load_cards
 from pyro_avse.weights.guides import load_guide, own_guide
 from pyro_avse.weights.headers import read_stft
-from pyro_avse.weights.tensors import Shapes, build, load_state, load_tensors, save_tensors
+from pyro_avse.weights.tensors import (
+    Shapes,
+    build,
+    in_quarters,
+    load_state,
+    load_tensors,
+    save_tensors,
+)
 
 
-def save_prior(path: Path, prior: nn.Module, stft: STFT, *, half: bool = False) -> None:
-    """Save a speech prior with all that `load_prior` needs; `half` stores float16, at half the size."""
+def save_prior(
+    path: Path, prior: nn.Module, stft: STFT, *, half: bool = False, quarter: bool = False
+) -> None:
+    """Save a speech prior with all that `load_prior` needs; `half` stores float16, at half the size, `quarter` matrices
+    as int8 (`in_quarters`).
+    """
     header = {
         "model": _kind(prior),
         "options": prior.options,
         "stft": {"n_fft": stft.n_fft, "hop": stft.hop},
     }
     state = prior.state_dict()
-    save_tensors(path, {k: v.half() for k, v in state.items()} if half else state, header)
+    if quarter:
+        state = in_quarters(state)
+    elif half:
+        state = {k: v.half() for k, v in state.items()}
+    save_tensors(path, state, header)
 
 
 def load_prior(name: str | Path, *, guide: str | Path | None = "own") -> tuple[Any, STFT]:
