@@ -144,13 +144,15 @@ def load_audio(
 
 
 def check_recording(path: Path) -> None:
-    """Raises InputError for what is missing, a folder, and a pipe, which would keep a reader waiting."""
+    """Raises InputError for what is missing, a folder, an empty file, and a pipe, at which a reader would wait."""
     if os.path.isdir(path):
         raise InputError(f"{path} is a folder: name one sound file in it")
     if not os.path.exists(path):
         raise InputError(f"{path} does not exist: check the path")
     if not os.path.isfile(path):
         raise InputError(f"{path} is a pipe or a device: give a file, or - for stdin")
+    if os.path.getsize(path) == 0:
+        raise InputError(f"{path} cannot be read as sound (0 bytes): record or copy it again")
 
 
 def count_channels(path: Path, track: int = 0) -> int:
@@ -271,10 +273,6 @@ def _opened(path: Path) -> Iterator[soundfile.SoundFile]:
         with muted():
             file = soundfile.SoundFile(os.fsencode(path))  # a name may be no text
     except soundfile.LibsndfileError as err:
-        if os.path.getsize(path) == 0:
-            raise InputError(
-                f"{path} cannot be read as sound (it has 0 bytes): record or copy it again"
-            ) from err
         unknown = err.code in (UNKNOWN_FORMAT, NO_FILE)
         reason = "no known format" if unknown else err.error_string.rstrip(".")
         raise InputError(
