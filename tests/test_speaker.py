@@ -124,7 +124,7 @@ def test_channels_that_cancel_still_say_who_speaks(
     voice = 0.1 * np.random.default_rng(0).standard_normal(19200)
     copy_pictures(tmp_path / "o.mkv", path, np.stack([voice, -voice]), 16000)
     watch(tmp_path / "o.mkv")
-    watch(tmp_path / "o.mkv", sound=lambda: voice)
+    watch(tmp_path / "o.mkv", sound=lambda seconds: voice)
     mono, given = heard
     assert mono is not None
     assert np.corrcoef(mono[: len(voice)], voice)[0, 1] > 0.9

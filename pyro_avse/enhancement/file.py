@@ -164,7 +164,7 @@ def enhance_file(
         progress(begun, text)
 
     shown: Any = {"face": face, "track": track, "progress": cutting}
-    shown["sound"] = lambda: opening(audio, LISTENED)
+    shown["sound"] = lambda seconds: opening(audio, seconds)
     seen, said = find_lips(noisy, given, fps, prior, duration, audio.delay, **shown)
     cut = time.perf_counter() - start
     notes += said

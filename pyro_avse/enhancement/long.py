@@ -38,16 +38,15 @@ from jaxtyping import Float32, Float64
 
 from pyro_avse.data.lips.lips import Lips
 from pyro_avse.data.media.audio import (
-    UNKNOWN,
     Audio,
     Blocks,
-    EndsEarly,
     check_recording,
     cut_blocks,
     load_audio,
     open_blocks,
 )
 from pyro_avse.data.media.muted import muted
+from pyro_avse.data.media.reading import UNKNOWN, EndsEarly
 from pyro_avse.enhancement.enhanced import Enhanced
 from pyro_avse.enhancement.enhancer import Enhancer, Recording
 from pyro_avse.enhancement.uncertainty import Uncertainty, of_silence

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from pyro_avse.data.media.audio import UNKNOWN
+from pyro_avse.data.media.reading import UNKNOWN
 from pyro_avse.data.media.saving import check_writable, save_pieces
 from pyro_avse.enhancement.enhancer import Enhancer
 from pyro_avse.enhancement.live import Stream, live_scheme

@@ -33,7 +33,7 @@ def find_lips(
     *,
     face: str = "auto",
     track: int = 0,
-    sound: Callable[[], Waveform] | None = None,
+    sound: Callable[[float], Waveform] | None = None,
     progress: Progress = lambda done, text: None,
 ) -> tuple[Lips | None, list[str]]:
     """The lips of a recording of `duration` seconds, and what to say of them, a line each.
@@ -44,7 +44,7 @@ def find_lips(
         delay: seconds by which its sound starts after its pictures; notes count from the pictures.
         face: of several, as `watch` says.
         track: the sound of `noisy` that is enhanced.
-        sound: gives the beginning of it, as of `watch`; None: it is decoded again, if it is needed.
+        sound: gives so many seconds of it, as of `watch`; None: it is decoded again, if it is needed.
         progress: told the fraction of the lips that are cut, and a text.
 
     Raises:
@@ -104,7 +104,7 @@ def _watched(
     delay: float,
     face: str,
     track: int,
-    sound: Callable[[], Waveform] | None,
+    sound: Callable[[float], Waveform] | None,
     progress: Progress,
 ) -> tuple[Lips | None, list[str]]:
     """The lips of a video as far as its sound goes; None without any face."""

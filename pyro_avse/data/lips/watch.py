@@ -30,7 +30,7 @@ from pyro_avse.data.lips.face import (
 )
 from pyro_avse.data.lips.finder import FaceFinder
 from pyro_avse.data.lips.lips import SIDE, Lips, read_lips
-from pyro_avse.data.lips.speaker import choose_speaker
+from pyro_avse.data.lips.speaker import LISTENED, choose_speaker
 from pyro_avse.data.media.audio import load_audio
 from pyro_avse.data.media.video import Timing, read_pictures, read_seconds, time_pictures
 from pyro_avse.files import beside, check_place, remove_litter, write_atomically
@@ -74,7 +74,7 @@ def watch(
     track: int = 0,
     whole: bool = True,
     until: float = np.inf,
-    sound: Callable[[], Float32[np.ndarray, "sample"]] | None = None,
+    sound: Callable[[float], Float32[np.ndarray, "sample"]] | None = None,
     progress: Progress = lambda done, text: None,
 ) -> Watched:
     """Find the lips in a video.
@@ -87,7 +87,7 @@ def watch(
         whole: the face is to be seen from the beginning of the sound to the end of the pictures. Else what is without a
             face for more than a second, or before the first picture, is masked.
         until: seconds of sound; pictures at a varying rate are held no longer.
-        sound: gives what the face is chosen by, 16 kHz; None: the file's own, as `load_audio` has it.
+        sound: gives so many seconds of what the face is chosen by, 16 kHz; None: the file's own, as `load_audio` has it.
         progress: told the fraction done, and a text.
 
     Raises:
@@ -109,7 +109,7 @@ def watch(
     watched = _cut(path, times, timing, faces, track, progress, boxes)
     if len(watched) == 1:
         return watched[0]
-    heard = _hear(path, track) if sound is None else sound()
+    heard = _hear(path, track) if sound is None else sound(LISTENED)
     taken, why = choose_speaker([one.lips for one in watched], heard)
     if whole and not faces[taken].shown.all():
         _refuse_gaps(path, faces[taken], times, timing)

@@ -15,13 +15,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import soundfile
 import soxr
 from jaxtyping import Float, Float32, Shaped
 
 from pyro_avse.data.media.channels import Choice, choose
 from pyro_avse.data.media.level import level_of_moments, moments, speech_level
 from pyro_avse.data.media.muted import muted
+from pyro_avse.data.media.reading import UNKNOWN, ends_early, names_of, open_file, read_whole
 from pyro_avse.defaults import SAMPLE_RATE
 from pyro_avse.errors import Silence
 from pyro_avse.files import VIDEOS
@@ -35,22 +35,12 @@ DECODED = VIDEOS | {".m4a", ".oga"}
 """What PyAV reads, and libsndfile is not asked for."""
 MOST_BLOCKS = 100_000
 """Of a recording: a month in blocks of 30 s."""
-UNKNOWN = 2**62
-"""Samples from which on a file does not say its length: FLAC out of a pipe."""
 LOWEST = 1000
 """Hz: of less, nothing of speech is left, and 16 kHz are far more samples than there are."""
-UNKNOWN_FORMAT, NO_FILE = 1, 7
-"""libsndfile's numbers of errors; the second is what it says of a .mp3 without any frame."""
-PIECE = 2**20
-"""Samples that are read at once: a header's length may be a lie, or none."""
 LARGEST = 1e37
 """Float32 holds little more."""
 SMALLEST = 1e-37
 """Below it all is silence."""
-
-
-class EndsEarly(InputError):
-    """A sound file that holds less than it says."""
 
 
 @dataclass(frozen=True)
@@ -118,12 +108,12 @@ def load_audio(
         raise InputError(f"{path} has one sound track, not {track}: tracks are of videos")
     with contextlib.ExitStack() as files:
         try:
-            file = files.enter_context(_opened(path))
+            file = files.enter_context(open_file(path))
         except InputError as refusal:
             return _decoded(path, channel, track, refusal)
         if file.frames >= UNKNOWN:  # libsndfile cannot read it to its end
             return _decoded(path, channel, track)
-        samples, sample_rate = _read_whole(file, path), file.samplerate
+        samples, sample_rate = read_whole(file, path), file.samplerate
         said, form, codec = file.frames, file.format, file.subtype
     if len(samples) == 0:  # recorders that were switched off say so, and have written all the same
         with contextlib.suppress(InputError):
@@ -132,13 +122,13 @@ def load_audio(
     if len(samples) < said:
         if form == "OGG":  # libsndfile closes its gaps: PyAV has its time stamps
             return _decoded(path, channel, track)
-        early = _ends_early(path, len(samples) / sample_rate)
+        early = ends_early(path, len(samples) / sample_rate)
         if not codec.startswith("MPEG"):  # whose length is a guess of its encoder's
             raise early
         lasts = f"it says it lasts {said / sample_rate:.2f} s, there are {len(samples) / sample_rate:.2f} s of it"
         notes = (f"{path} is not whole: {lasts}",)
     count = samples.shape[1]
-    choice = choose([samples], sample_rate, count, channel, str(path), _names(path, count))
+    choice = choose([samples], sample_rate, count, channel, str(path), names_of(path, count))
     audio = _normalise(choice.of(samples), sample_rate, name=str(path), path=path)
     return replace(audio, notes=notes + _said(choice))
 
@@ -159,7 +149,7 @@ def count_channels(path: Path, track: int = 0) -> int:
     """Of a recording that `load_audio` reads. Raises InputError likewise."""
     check_recording(path)
     if path.suffix.lower() not in DECODED:
-        with contextlib.suppress(InputError), _opened(path) as file:
+        with contextlib.suppress(InputError), open_file(path) as file:
             return file.channels
     from pyro_avse.data.media.sound import decode_sound  # PyAV takes a while to load
 
@@ -188,14 +178,14 @@ def open_blocks(
 
     Raises InputError as `load_audio` does, but knows no videos; and for a file that ends early, blocks too short.
     """
-    with _opened(path) as file:
+    with open_file(path) as file:
         rate, num_samples = file.samplerate, file.frames
         _check_length(num_samples, rate, path)
         parts = (
             file.read(round(seconds * rate), dtype="float64", always_2d=True)
             for _ in range(0, num_samples, round(seconds * rate))
         )
-        names = _names(path, file.channels)
+        names = names_of(path, file.channels)
         choice = choose(parts, rate, file.channels, channel, str(path), names)
     spans = _spans(num_samples, rate, seconds, overlap)
     loudest = peak = 0.0
@@ -267,26 +257,6 @@ def restore(
     return np.pad(resampled[: like.num_samples], (0, missing)).astype(np.float32)
 
 
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[soundfile.SoundFile]:
-    try:
-        with muted():
-            file = soundfile.SoundFile(os.fsencode(path))  # a name may be no text
-    except soundfile.LibsndfileError as err:
-        unknown = err.code in (UNKNOWN_FORMAT, NO_FILE)
-        reason = "no known format" if unknown else err.error_string.rstrip(".")
-        raise InputError(
-            f"{path} cannot be read as sound ({reason}): check that it is one and whole"
-        ) from err
-    except TypeError as err:  # what soundfile says of .raw, which has no header
-        raise InputError(f"{path} does not say its sample rate: convert it to .wav") from err
-    with file:
-        try:
-            yield file
-        except soundfile.LibsndfileError as err:
-            raise InputError(f"{path} is damaged ({err.error_string}): copy it again") from err
-
-
 def _spans(
     num_samples: int, sample_rate: int, seconds: float, overlap: float
 ) -> list[tuple[int, int]]:
@@ -312,13 +282,13 @@ def _read_spans(
     path: Path, spans: list[tuple[int, int]], choice: Choice
 ) -> Iterator[Float[np.ndarray, "sample"]]:
     """One channel of each span, in one pass through the file; what two spans share is kept meanwhile."""
-    with _opened(path) as file:
+    with open_file(path) as file:
         held, at = np.zeros(0), 0
         for start, stop in spans:
             with muted():
                 new = choice.of(file.read(stop - at, dtype="float64", always_2d=True))
             if len(new) < stop - at:
-                raise _ends_early(path, (at + len(new)) / file.samplerate)
+                raise ends_early(path, (at + len(new)) / file.samplerate)
             held, at = np.concatenate([held[len(held) - (at - start) :], new]), stop
             yield held
 
@@ -376,19 +346,6 @@ def _check_band(peak_left: float, name: str | Path) -> None:
         raise InputError(f"{name} holds nothing under 8 kHz, where speech is: check the recording")
 
 
-def _read_whole(file: soundfile.SoundFile, path: Path) -> Float[np.ndarray, "sample channel"]:
-    parts = [np.zeros((0, file.channels))]
-    try:
-        while len(parts) == 1 or len(parts[-1]):
-            with muted():
-                parts.append(file.read(PIECE, dtype="float64", always_2d=True))
-        return np.concatenate(parts)
-    except MemoryError:
-        raise InputError(
-            f"{path} says it lasts {file.frames / file.samplerate:.0f} s, more than memory holds: check it, or cut it"
-        ) from None
-
-
 def _decoded(
     path: Path, channel: str | int, track: int, refusal: InputError | None = None
 ) -> Audio:
@@ -415,23 +372,6 @@ def _decoded(
             f"{path}: its sound track {track} of {sound.tracks} is silent: give --track {other}"
         ) from None
     return replace(audio, delay=sound.delay, notes=sound.notes + _said(choice))
-
-
-def _names(path: Path, count: int) -> tuple[str, ...]:
-    """Of more than two channels, as the file says them, such as FL, FR, FC; else none."""
-    if count < 3 or path.suffix.lower() not in (".wav", ".flac"):
-        return ()
-    from pyro_avse.data.media.container import opened, stream_of  # PyAV takes a while to load
-
-    with contextlib.suppress(InputError), opened(path) as container:
-        stream = stream_of(container, "audio")
-        if stream is not None and stream.codec_context is not None:
-            return tuple(channel.name for channel in stream.codec_context.layout.channels)
-    return ()
-
-
-def _ends_early(path: Path, seconds: float) -> EndsEarly:
-    return EndsEarly(f"{path} ends early, at {seconds:.2f} s: copy it again")
 
 
 def _said(choice: Choice) -> tuple[str, ...]:
