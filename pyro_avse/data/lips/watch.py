@@ -87,7 +87,7 @@ def watch(
         whole: the face is to be seen from the beginning of the sound to the end of the pictures. Else what is without a
             face for more than a second, or before the first picture, is masked.
         until: seconds of sound; pictures at a varying rate are held no longer.
-        sound: gives so many seconds of what the face is chosen by, 16 kHz; None: the file's own, as `load_audio` has it.
+        sound: gives so many seconds of what the face is chosen by, 16 kHz; None: the file's own.
         progress: told the fraction done, and a text.
 
     Raises:
