@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
-from pyro_avse.data.media.audio import Audio, Blocks, load_audio
+from pyro_avse.data.media.audio import Audio, Blocks, load_audio, opening
 from pyro_avse.data.media.saving import check_writable, save_together
 from pyro_avse.defaults import DEFAULT_INFERENCE, DEFAULT_MODEL, SAMPLE_RATE
 from pyro_avse.enhancement.channels import Samples, measure_channels, open_channels
@@ -163,9 +163,9 @@ def enhance_file(
         begun = done / 2
         progress(begun, text)
 
-    seen, said = find_lips(
-        noisy, given, fps, prior, duration, audio.delay, face=face, track=track, progress=cutting
-    )
+    shown: Any = {"face": face, "track": track, "progress": cutting}
+    shown["sound"] = lambda seconds: opening(audio, seconds)
+    seen, said = find_lips(noisy, given, fps, prior, duration, audio.delay, **shown)
     cut = time.perf_counter() - start
     notes += said
     enhancer = Enhancer(prior, scheme, stft=stft, device=device)
