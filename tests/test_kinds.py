@@ -16,7 +16,9 @@ from pyro_avse.cli.app import say
 from pyro_avse.data.media import container as containers
 from pyro_avse.data.media.audio import count_channels, load_audio, open_blocks
 from pyro_avse.data.media.copying import check_video, copy_pictures
+from pyro_avse.data.media.level import speech_level
 from pyro_avse.data.media.video import read_pictures
+from pyro_avse.enhancement import file
 from pyro_avse.enhancement.long import open_sound
 from pyro_avse.enhancement.ports import open_source
 from pyro_avse.files import SOUNDS, VIDEOS
@@ -29,11 +31,11 @@ PICTURES = np.random.default_rng(1).integers(0, 256, (10, 48, 64), dtype=np.uint
 
 def encode(path: Path, codec: str, form: str) -> None:
     """VOICE by PyAV."""
-    with av.open(str(path), "w", format=form) as file:
-        stream: Any = file.add_stream(codec, rate=16000, layout="mono")
+    with av.open(str(path), "w", format=form) as media:
+        stream: Any = media.add_stream(codec, rate=16000, layout="mono")
         frame = av.AudioFrame.from_ndarray(VOICE[None].astype(np.float32), "fltp", "mono")
         frame.sample_rate, frame.pts, frame.time_base = 16000, 0, Fraction(1, 16000)
-        file.mux([*stream.encode(frame), *stream.encode(None)])
+        media.mux([*stream.encode(frame), *stream.encode(None)])
 
 
 @pytest.mark.parametrize(
@@ -160,18 +162,38 @@ def test_a_hole_in_an_ogg_moves_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["a.wav", "a.flac"])
 def test_the_centre_of_a_sound_file(tmp_path: Path, name: str) -> None:
     """The header names the six channels of a film: music is in front, the voice between."""
-    with av.open(str(tmp_path / name), "w") as file:
+    with av.open(str(tmp_path / name), "w") as media:
         codec = "pcm_s16le" if name == "a.wav" else "flac"
-        stream: Any = file.add_stream(codec, rate=16000, layout="5.1")
+        stream: Any = media.add_stream(codec, rate=16000, layout="5.1")
         six = np.stack([VOICE, VOICE[::-1], 0.7 * np.roll(VOICE, 99), *[0 * VOICE] * 3])
         frame = av.AudioFrame.from_ndarray(
             np.ascontiguousarray((32767 * six).astype("<i2").T).reshape(1, -1), "s16", "5.1"
         )
         frame.sample_rate = 16000
-        file.mux([*stream.encode(frame), *(p for p in stream.encode(None) if p.size)])
+        media.mux([*stream.encode(frame), *(p for p in stream.encode(None) if p.size)])
     for audio in (load_audio(tmp_path / name), open_sound(tmp_path / name, block=3)):
         (note,) = audio.notes
         assert "the centre, channel 2, is taken" in note
+
+
+@pytest.mark.parametrize(
+    ("output", "rate", "channels"),
+    [("o.mp3", 12345, 1), ("o.m4a", 16000, 16), ("o.flac", 16000, 16), ("o.opus", 16000, 9)],
+)
+def test_what_a_format_does_not_hold_is_refused_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str, rate: int, channels: int
+) -> None:
+    soundfile.write(tmp_path / "a.wav", np.stack([VOICE] * channels, 1), rate)
+    monkeypatch.setattr(file, "load_prior", lambda *_, **__: pytest.fail("the work began"))
+    with pytest.raises(InputError, match=r"write \.wav"):
+        file.enhance_file(tmp_path / "a.wav", tmp_path / output, channel="all")
+
+
+def test_one_word_in_a_long_silence_has_its_level() -> None:
+    """Not that of what a filter leaves in the silence."""
+    word = np.concatenate([VOICE, np.zeros(60 * 16000)])
+    assert speech_level(word) == pytest.approx(speech_level(VOICE), rel=0.1)
+    assert speech_level(np.eye(1, 32000, 16000)[0]) > 1e-3
 
 
 def test_a_silent_track_names_another(tmp_path: Path) -> None:
@@ -193,13 +215,13 @@ def test_a_line_is_a_line_whatever_a_name_holds(capsys: pytest.CaptureFixture[st
 
 
 def test_flac_in_ogg(tmp_path: Path) -> None:
-    with av.open(str(tmp_path / "a.oga"), "w", format="oga") as file:
-        stream: Any = file.add_stream("flac", rate=16000, layout="mono")
+    with av.open(str(tmp_path / "a.oga"), "w", format="oga") as media:
+        stream: Any = media.add_stream("flac", rate=16000, layout="mono")
         for pcm in np.int16(32767 * VOICE).reshape(4, 1, 4000):
             frame = av.AudioFrame.from_ndarray(pcm, format="s16", layout="mono")
             frame.sample_rate = 16000
-            file.mux(stream.encode(frame))
-        file.mux([packet for packet in stream.encode(None) if packet.size])
+            media.mux(stream.encode(frame))
+        media.mux([packet for packet in stream.encode(None) if packet.size])
     assert load_audio(tmp_path / "a.oga").original == pytest.approx(VOICE, abs=1e-4)
 
 
@@ -270,14 +292,14 @@ def test_giant_pictures_are_refused(
 
 def test_narrow_pixels_are_made_square(tmp_path: Path) -> None:
     """Of a picture that players show twice as wide as it is stored."""
-    with av.open(str(tmp_path / "a.mp4"), "w") as file:
-        stream: Any = file.add_stream("mpeg4", rate=25)
+    with av.open(str(tmp_path / "a.mp4"), "w") as media:
+        stream: Any = media.add_stream("mpeg4", rate=25)
         stream.width, stream.height, stream.pix_fmt = 64, 96, "yuv420p"
         stream.codec_context.sample_aspect_ratio = Fraction(2, 1)
         stored = np.tile(np.arange(64, dtype=np.uint8) * 4, (96, 1))
         frame = av.VideoFrame.from_ndarray(stored, format="gray").reformat(format="yuv420p")
         frame.pts = 0
-        file.mux([*stream.encode(frame), *stream.encode(None)])
+        media.mux([*stream.encode(frame), *stream.encode(None)])
     ((_, grey),) = read_pictures(tmp_path / "a.mp4")
     assert grey().shape == (96, 128)
     assert np.abs(grey()[:, 2:-2:2].astype(int) - stored[:, 1:-1]).max() < 12
