@@ -33,10 +33,12 @@ nb_execution_timeout = 300
 nb_execution_raise_on_error = True
 nb_execution_excludepatterns = ["lessons/*"]
 nb_merge_streams = True
+nb_output_stderr = "remove"  # what libraries say of this machine
 nb_execution_show_tb = True
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
+autodoc_inherit_docstrings = False  # a `forward` of ours is not what torch says of any
 autodoc_typehints_format = "short"
 autodoc_class_signature = "separated"
 autodoc_default_options = {
@@ -53,3 +55,4 @@ html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sourcelink = False
 html_show_sphinx = False
+html_show_copyright = False

@@ -42,6 +42,7 @@ def setup(app: Any) -> dict[str, bool]:
     """What Sphinx calls."""
     app.connect("builder-inited", write_pages)
     app.connect("source-read", link_equations)
+    app.connect("source-read", offer_notebook)
     app.connect("autodoc-process-docstring", translate)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
@@ -75,8 +76,7 @@ def write_pages(app: Any) -> None:
     }
     for wing, title in WINGS.items():
         names = [name for name in modules() if wing_of(name) == wing]
-        blocks = (f"## {name}\n\n```{{eval-rst}}\n.. automodule:: {name}\n```\n" for name in names)
-        pages[f"api/{wing}.md"] = f"# {title}\n\n" + "\n".join(blocks)
+        pages[f"api/{wing}.md"] = f"# {title}\n\n" + "\n".join(map(block, names))
     pages["commands.md"] = "\n".join(commands())
     for name, text in pages.items():
         path = DOCS / name
@@ -88,6 +88,13 @@ def write_pages(app: Any) -> None:
         "*.[ip]*y*"
     ):  # notebooks, and the programs that they link to
         shutil.copy2(path, DOCS / "lessons")
+
+
+def block(module: str) -> str:
+    """All of a module; a function that shares its name with a module below stands there alone."""
+    below = [m.rpartition(".")[2] for m in modules() if m.rpartition(".")[0] == module]
+    left_out = f"   :exclude-members: +{', '.join(below)}\n" if below else ""
+    return f"## {module}\n\n```{{eval-rst}}\n.. automodule:: {module}\n{left_out}```\n"
 
 
 def commands() -> Iterator[str]:
@@ -114,10 +121,12 @@ def commands() -> Iterator[str]:
 def equations() -> list[list[str]]:
     """The cells of EQUATIONS.md's rows: number, LaTeX, symbol, test, slip."""
     lines = (DOCS / "EQUATIONS.md").read_text(encoding="utf-8").splitlines()
-    lines = [line for line in lines if line.startswith("| ")]
-    return [
-        [cell.strip() for cell in line.strip("|").split(" | ")] for line in lines if "::" in line
-    ]
+    return [cells(line) for line in lines if line.startswith("| ") and "::" in line]
+
+
+def cells(row: str) -> list[str]:
+    """Of a table."""
+    return [cell.strip() for cell in row.strip().strip("|").split(" | ")]
 
 
 def proofs() -> Iterator[str]:
@@ -140,14 +149,31 @@ def label(test: str) -> str:
 
 
 def link_equations(app: Any, name: str, source: list[str]) -> None:
-    """Symbols lead to the API and its source, tests to the page of proofs; a path out of docs/ is shown as code."""
-    text = source[0]
+    """The table of equations as a list that fits a screen; a path out of docs/ is shown as code."""
     if name == "EQUATIONS":
-        test = re.compile(r"tests/test_\w+\.py::(test_\w+)")
-        text = test.sub(lambda m: f"{{ref}}`{m[1]} <{label(m[0])}>`", text)
-        symbol = re.compile(r"\| (pyro_avse\.[\w.]+) \|")
-        text = symbol.sub(lambda m: f"| {{py:obj}}`~{m[1]}` |", text)
-    source[0] = re.sub(r"\[([^\]]+)\]\(\.\./[^)]+\)", r"`\1`", text)
+        lines = source[0].splitlines()
+        titles = re.compile(r"\| (number|---) \|")
+        source[0] = "\n".join(map(as_list, (line for line in lines if not titles.match(line))))
+    source[0] = re.sub(r"\[([^\]]+)\]\(\.\./[^)]+\)", r"`\1`", source[0])
+
+
+def as_list(line: str) -> str:
+    """A row of equations as a term with definitions; symbols lead to the API, tests to the page of proofs."""
+    if not (line.startswith("| ") and "::" in line):
+        return line
+    number, latex, symbol, test, slip = cells(line)
+    proof = f"{{ref}}`{test.partition('::')[2]} <{label(test)}>`"
+    code = "" if "::" in symbol else f"{{py:obj}}`~{symbol}`, proved by "
+    said = "" if slip == "as printed" else f"\n: {slip}"
+    return f"\n{number}\n: {latex}\n: {code}{proof}{said}\n"
+
+
+def offer_notebook(app: Any, name: str, source: list[str]) -> None:
+    """Under a tutorial's title a link to it as an executed notebook."""
+    folder, _, page = name.rpartition("/")
+    if folder == "tutorials":
+        link = f"*This page as a notebook:* {{nb-download}}`{page}.ipynb`"
+        source[0] = re.sub(r"(?m)^# .+$", rf"\g<0>\n\n{link}", source[0], count=1)
 
 
 def translate(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
@@ -208,7 +234,7 @@ def escape(text: str) -> str:
     parts, end = [], 0
     for code in CODE.finditer(text):
         parts += [plain(text[end : code.start()]), f"``{' '.join((code[1] or code[2]).split())}``"]
-        if text[code.end() : code.end() + 1].isalnum():
+        if re.match(r"[^\s'\")\]}>\-/\\:.,;!?]", text[code.end() :]):
             parts.append("\\ ")
         end = code.end()
     return "".join([*parts, plain(text[end:])])

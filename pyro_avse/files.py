@@ -8,6 +8,7 @@ import re
 import secrets
 import signal
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -135,14 +136,16 @@ def beside(path: Path, use: Callable[[Path], None]) -> None:
 @contextlib.contextmanager
 def signals_held() -> Iterator[None]:
     """Signals that Python handles wait until the end: for calls into C that call Python and lose what it raises."""
+    if threading.current_thread() is not threading.main_thread():  # no handler runs here
+        yield
+        return
     came: list[tuple[Any, ...]] = []
     before: dict[signal.Signals, Any] = {}
     try:
-        with contextlib.suppress(ValueError):  # no main thread: no handler runs here
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                if callable(handler := signal.getsignal(number)):
-                    before[number] = handler
-                    signal.signal(number, lambda *signalled: came.append(signalled))
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if callable(handler := signal.getsignal(number)):
+                before[number] = handler
+                signal.signal(number, lambda *signalled: came.append(signalled))
         yield
     finally:
         for number, handler in before.items():

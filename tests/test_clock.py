@@ -196,6 +196,15 @@ def test_what_else_a_video_carries_comes_along(tmp_path: Path, make_video: Make)
         packet.time_base = Fraction(1, 1000)
         new.mux(packet)
     assert check_video(tmp_path / "o.mp4", source) == []
+    for track, loud in ((0, 1), (1, 0)):  # each sound stays where it was
+        copy_pictures(tmp_path / "o.mp4", source, 0 * VOICE, RATE, track)
+        with av.open(str(tmp_path / "o.mp4")) as made:
+            assert [s.type for s in made.streams][:3] == ["video", "audio", "audio"]
+            assert made.streams.audio[1].language == "deu"
+        assert [decode_sound(tmp_path / "o.mp4", k).samples.any() for k in (0, 1)] == [
+            loud == 0,
+            loud == 1,
+        ]
     (left,) = check_video(tmp_path / "o.mkv", source)
     assert left.endswith("left out, as .mkv does not take it: subtitle (mov_text)")
     copy_pictures(tmp_path / "o.mp4", source, VOICE / 2, RATE)

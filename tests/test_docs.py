@@ -55,6 +55,17 @@ def test_every_equation_has_its_proof_and_its_source() -> None:
         assert "::" in symbol or f"{{py:obj}}`~{symbol}`" in source[0]
 
 
+def test_a_tutorial_is_offered_as_a_notebook() -> None:
+    """Under its title, not in its code; other pages are not."""
+    page = "---\nkernelspec:\n---\n\n# One\n\nText.\n\n```{code-cell}\n# Two\n```\n"
+    tutorial, other = [page], [page]
+    reference.offer_notebook(None, "tutorials/one", tutorial)
+    reference.offer_notebook(None, "howto/one", other)
+    link = "*This page as a notebook:* {nb-download}`one.ipynb`"
+    assert tutorial == [page.replace("# One\n", f"# One\n\n{link}\n")]
+    assert other == [page]
+
+
 DOCSTRING = """Power of `x[n]` and
 of |x|^2: a_ is `x_`.
 
@@ -72,7 +83,7 @@ Args:
     last one
 
 Returns:
-    `y`, in *dB.
+    `y`^2, in *dB.
 """
 RST = r"""Power of ``x[n]`` and
 of \|x\|^2: a\_ is ``x_``.
@@ -98,7 +109,7 @@ Then:
 
 :Returns:
 
-    ``y``, in \*dB.
+    ``y``\ ^2, in \*dB.
 """
 
 

@@ -152,6 +152,23 @@ def test_a_pipe_is_no_place(tmp_path: Path) -> None:
         save_audio(tmp_path / "s.wav", NOISE, 16000)
 
 
+def test_a_thread_writes_too(tmp_path: Path) -> None:
+    """No handler of a signal can be set there; a server, as the page in the browser, works in threads."""
+    failed: list[BaseException] = []
+
+    def write() -> None:
+        try:
+            save_audio(tmp_path / "s.wav", NOISE, 16000)
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    thread.join()
+    assert failed == []
+    np.testing.assert_array_equal(soundfile.read(tmp_path / "s.wav", dtype="float32")[0], NOISE)
+
+
 def test_signals_end_the_work_in_order() -> None:
     """Each as Ctrl-C does, once; handlers of before come back, and what is ignored stays ignored."""
     before = signal.getsignal(signal.SIGTERM)

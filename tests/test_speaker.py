@@ -13,6 +13,7 @@ from pyro_avse.data.lips.open import load_lips
 from pyro_avse.data.lips.speaker import agreement
 from pyro_avse.data.lips.watch import watch, watch_faces
 from pyro_avse.data.media.audio import load_audio
+from pyro_avse.data.media.copying import copy_pictures
 from pyro_avse.data.media.video import read_pictures
 from pyro_avse.typing import InputError
 
@@ -105,3 +106,26 @@ def test_of_two_real_faces_the_one_that_speaks(
     assert watched.faces[0, 0] // 360 == talks
     assert f"2 faces: {talks} from the left, at x = " in watched.notes[-1]
     assert "its lips go best with the sound" in watched.notes[-1]
+
+
+def test_channels_that_cancel_still_say_who_speaks(
+    tmp_path: Path, make_video: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the sound that was decoded already is listened to, if it is given."""
+    monkeypatch.setattr(watching, "FaceFinder", FindTwo)
+    heard: list[np.ndarray | None] = []
+
+    def choose(faces: list[Lips], sound: np.ndarray | None) -> tuple[int, str]:
+        heard.append(sound)
+        return 0, "why"
+
+    monkeypatch.setattr(watching, "choose_speaker", choose)
+    path = make_video(tmp_path / "two.mkv", np.full((30, 96, 256), 60, np.uint8))
+    voice = 0.1 * np.random.default_rng(0).standard_normal(19200)
+    copy_pictures(tmp_path / "o.mkv", path, np.stack([voice, -voice]), 16000)
+    watch(tmp_path / "o.mkv")
+    watch(tmp_path / "o.mkv", sound=lambda seconds: voice)
+    mono, given = heard
+    assert mono is not None
+    assert np.corrcoef(mono[: len(voice)], voice)[0, 1] > 0.9
+    assert given is voice

@@ -41,7 +41,8 @@ def build_page(folder: Path, *, longest: float, threads: int) -> gr.Blocks:
         longest: seconds that a recording may last.
         threads: of one enhancement.
     """
-    desk = Desk(folder, longest, threads)
+    desk, cards = Desk(folder, longest, threads), load_cards()
+    listening = [name for name, card in cards.items() if card["lips"] == "none"]
     with gr.Blocks(title="pyro_avse", analytics_enabled=False, delete_cache=(600, KEPT)) as page:
         page.unload(desk.clear)
         gr.Markdown(INTRO)
@@ -49,15 +50,15 @@ def build_page(folder: Path, *, longest: float, threads: int) -> gr.Blocks:
             source = gr.File(
                 label=f"A sound or a video, at most {longest:g} s",
                 file_types=sorted(SOUNDS | VIDEOS),
-                height=140,
+                height=160,
                 elem_id="source",
             )
             with gr.Column():
                 model = gr.Dropdown(
-                    list(load_cards()),
+                    list(cards),
                     value=DEFAULT_MODEL,
                     label="Model",
-                    info="a_vae only listens; the others look at the lips too",
+                    info=f"{', '.join(listening)} only listen; the others look at the lips too",
                 )
                 clip = gr.Button("Take the bundled clip", elem_id="clip")
         clip.click(desk.clip, None, source, **PRIVATE)
@@ -65,7 +66,12 @@ def build_page(folder: Path, *, longest: float, threads: int) -> gr.Blocks:
             with gr.Row():
                 scheme = _schemes("Inference scheme", DEFAULT_INFERENCE)
                 strength = gr.Slider(
-                    0, 1, 1, step=0.05, label="Strength", info="0: the recording; 1: no noise left"
+                    0,
+                    1,
+                    1,
+                    step=0.05,
+                    label="Strength",
+                    info="0: the recording; 1: all noise found goes",
                 )
             go = gr.Button("Enhance", variant="primary", elem_id="go")
             outcome = _panel("listen")

@@ -72,7 +72,9 @@ def fail(message: str) -> None:
 
 
 def say(message: str) -> None:
-    print(f"pyro-avse: {message}", file=sys.stderr)
+    """One line, whatever a file's name holds."""
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)
+    print(f"pyro-avse: {line}", file=sys.stderr)
 
 
 def print_table(titles: list[str], rows: list[list[str]]) -> None:

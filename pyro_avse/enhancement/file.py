@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
-from pyro_avse.data.media.audio import Audio, Blocks, load_audio
-from pyro_avse.data.media.saving import check_writable, save_together
+from pyro_avse.data.media.audio import Audio, Blocks, load_audio, opening
+from pyro_avse.data.media.saving import check_holds, check_writable, save_together
 from pyro_avse.defaults import DEFAULT_INFERENCE, DEFAULT_MODEL, SAMPLE_RATE
 from pyro_avse.enhancement.channels import Samples, measure_channels, open_channels
 from pyro_avse.enhancement.enhanced import Enhanced, check_strength, mix
@@ -144,6 +144,7 @@ def enhance_file(
         head=max(0, round(audio.delay * audio.sample_rate)),
         channels=max(1, len(channels)),
     )
+    places.check_format(audio.sample_rate)
     if audio.delay > TOLD and kind_of(places.output) != "video":
         late = f"its sound starts {audio.delay:.2f} s after its pictures"
         notes.append(f"{noisy}: {late}: silence stands before it, so that it lies under them")
@@ -163,9 +164,9 @@ def enhance_file(
         begun = done / 2
         progress(begun, text)
 
-    seen, said = find_lips(
-        noisy, given, fps, prior, duration, audio.delay, face=face, track=track, progress=cutting
-    )
+    shown: Any = {"face": face, "track": track, "progress": cutting}
+    shown["sound"] = lambda seconds: opening(audio, seconds)
+    seen, said = find_lips(noisy, given, fps, prior, duration, audio.delay, **shown)
     cut = time.perf_counter() - start
     notes += said
     enhancer = Enhancer(prior, scheme, stft=stft, device=device)
@@ -310,6 +311,13 @@ class Places:
             check_npz(self.uncertainty)
             check_place(self.figure)
         return notes
+
+    def check_format(self, sample_rate: int) -> None:
+        """Raises InputError where a format does not have the rate, or so many channels."""
+        sounds = [self.output, self.noise, *self.draws]
+        for path in sounds:
+            if path is not None and kind_of(path) != "video":
+                check_holds(path, sample_rate, self.channels)
 
     def write_pieces(self, pieces: Iterator[list[Waveform]], sample_rate: int) -> None:
         """Speech, noise and draws piece by piece; into a video, as a whole."""

@@ -23,6 +23,7 @@ where a block's edge is less well known, and sin^2 between. The weights sum to o
 speech; so what a scheme leaves as it is comes out as it was.
 """
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -44,6 +45,8 @@ from pyro_avse.data.media.audio import (
     load_audio,
     open_blocks,
 )
+from pyro_avse.data.media.muted import muted
+from pyro_avse.data.media.reading import UNKNOWN, EndsEarly
 from pyro_avse.enhancement.enhanced import Enhanced
 from pyro_avse.enhancement.enhancer import Enhancer, Recording
 from pyro_avse.enhancement.uncertainty import Uncertainty, of_silence
@@ -154,16 +157,23 @@ def open_sound(
     if block != 0 and not block >= 3 * OVERLAP:
         raise InputError(f"blocks of {block:g} s: give {3 * OVERLAP:g} or more, or 0 for none")
     check_recording(path)
-    try:
-        lasts = soundfile.info(os.fsencode(path)).duration if block else 0.0
-    except (soundfile.LibsndfileError, TypeError):
-        lasts = 0.0  # a video, or what `load_audio` refuses
-    if lasts > block and not track:
-        return open_blocks(path, seconds=block, overlap=OVERLAP, channel=channel)
+    if not track and _says_longer(path, block):
+        with contextlib.suppress(EndsEarly):  # `load_audio` says so, or takes what there is
+            return open_blocks(path, seconds=block, overlap=OVERLAP, channel=channel)
     audio = load_audio(path, channel=channel, track=track)
     if block and audio.num_samples > block * audio.sample_rate:
         return cut_blocks(audio, seconds=block, overlap=OVERLAP)
     return audio
+
+
+def _says_longer(path: Path, block: float) -> bool:
+    """Whether a sound file says that it lasts longer than a block; a video, or what `load_audio` refuses, does not."""
+    try:
+        with muted():
+            info = soundfile.info(os.fsencode(path))
+    except (soundfile.LibsndfileError, TypeError):
+        return False
+    return 0 < block < info.duration and info.frames < UNKNOWN
 
 
 def measure_blocks(

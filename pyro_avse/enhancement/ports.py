@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import soundfile
 
+from pyro_avse.data.media.reading import UNKNOWN
 from pyro_avse.data.media.saving import check_writable, save_pieces
 from pyro_avse.enhancement.enhancer import Enhancer
 from pyro_avse.enhancement.live import Stream, live_scheme
@@ -46,15 +47,24 @@ def open_source(name: str, rate: int) -> Source:
         raise InputError(f"{name} does not exist: name a sound file, - or device")
     try:
         info = soundfile.info(os.fsencode(name))
-    except soundfile.LibsndfileError as error:
+    except (soundfile.LibsndfileError, TypeError) as error:
+        reason = getattr(error, "error_string", "no sample rate")
         raise InputError(
-            f"{name} cannot be read as sound ({error.error_string}): convert it to .wav or .flac"
+            f"{name} cannot be read as sound ({reason}): convert it to .wav or .flac"
         ) from None
     if info.frames == 0:
         raise InputError(f"{name} is empty: give some sound")
-    size = max(1, round(SECONDS * info.samplerate))
-    blocks = soundfile.blocks(os.fsencode(name), size, dtype="float32", always_2d=True)
-    return Source(info.samplerate, (block[:, 0] for block in blocks), endless=False)
+    if info.frames >= UNKNOWN:
+        raise InputError(f"{name} does not say how long it is: pipe its samples in, with -")
+    return Source(info.samplerate, _read(name, info.samplerate), endless=False)
+
+
+def _read(name: str, rate: int) -> Iterator[np.ndarray]:
+    """Until nothing comes, whatever length its header says."""
+    with soundfile.SoundFile(os.fsencode(name)) as file:
+        size = max(1, round(SECONDS * rate))
+        while len(block := file.read(size, dtype="float32", always_2d=True)):
+            yield block[:, 0]
 
 
 def _piped(rate: int) -> Iterator[np.ndarray]:

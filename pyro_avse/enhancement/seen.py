@@ -8,6 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import Float32
+
 from pyro_avse.data.lips.lips import Lips, check_length, fit_lips
 from pyro_avse.data.lips.open import load_lips
 from pyro_avse.data.lips.stillness import leave_out_still, say_stretches
@@ -16,6 +19,7 @@ from pyro_avse.files import kind_of
 from pyro_avse.typing import InputError
 
 Progress = Callable[[float, str], None]
+Waveform = Float32[np.ndarray, "sample"]
 ALONE = "enhanced by its sound alone"
 
 
@@ -29,6 +33,7 @@ def find_lips(
     *,
     face: str = "auto",
     track: int = 0,
+    sound: Callable[[float], Waveform] | None = None,
     progress: Progress = lambda done, text: None,
 ) -> tuple[Lips | None, list[str]]:
     """The lips of a recording of `duration` seconds, and what to say of them, a line each.
@@ -39,6 +44,7 @@ def find_lips(
         delay: seconds by which its sound starts after its pictures; notes count from the pictures.
         face: of several, as `watch` says.
         track: the sound of `noisy` that is enhanced.
+        sound: gives so many seconds of it, as of `watch`; None: it is decoded again, if it is needed.
         progress: told the fraction of the lips that are cut, and a text.
 
     Raises:
@@ -60,7 +66,14 @@ def find_lips(
         return None, _no_pictures(noisy)
     if watched:
         seen, notes = _watched(
-            source, fps, duration, max(0.0, delay) * own, face, track * own, progress
+            source,
+            fps,
+            duration,
+            max(0.0, delay) * own,
+            face,
+            track * own,
+            sound if own else None,
+            progress,
         )
     else:
         seen, notes = load_lips(source, fps=fps, longest=duration), []
@@ -91,12 +104,14 @@ def _watched(
     delay: float,
     face: str,
     track: int,
+    sound: Callable[[float], Waveform] | None,
     progress: Progress,
 ) -> tuple[Lips | None, list[str]]:
     """The lips of a video as far as its sound goes; None without any face."""
     from pyro_avse.data.lips.watch import watch  # OpenCV takes a while to load
 
-    watched = watch(source, face=face, track=track, whole=False, until=duration, progress=progress)
+    more: Any = {"sound": sound, "until": duration, "progress": progress}
+    watched = watch(source, face=face, track=track, whole=False, **more)
     found, notes = watched.lips, list(watched.notes)
     if found.mask is not None and not found.mask.any():
         if not any("no face" in note for note in notes):

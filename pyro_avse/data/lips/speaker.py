@@ -7,18 +7,13 @@ average over four bands of speech. The largest correlation counts of those in wh
 as the voice in 87 (benchmarks/faces.py).
 """
 
-from pathlib import Path
-
 import cv2
 import numpy as np
-import soxr
 from jaxtyping import Float, UInt8
 from scipy.signal import butter, sosfilt
 
 from pyro_avse.data.lips.lips import Lips
-from pyro_avse.data.media.sound import read_sound
 from pyro_avse.defaults import SAMPLE_RATE
-from pyro_avse.typing import InputError
 
 BANDS = (150, 500), (500, 1000), (1000, 2000), (2000, 4000)
 """In Hz."""
@@ -28,19 +23,21 @@ EARLY, LATE = 0.04, 0.08
 """Seconds."""
 MOST = 1500
 """Pictures that are looked at."""
+LISTENED = 60.0
+"""Seconds of sound that they last at the usual 25 a second."""
 SURE = 0.1
 """By which the largest agreement exceeds the next, or it is said that it does not."""
 
 
-def choose_speaker(faces: list[Lips], path: Path, track: int = 0) -> tuple[int, str]:
-    """Which of the faces speaks in the sound of a video, and why it is taken; without sound, the one seen longest."""
-    shown = [float(np.mean(lips.mask)) if lips.mask is not None else 1.0 for lips in faces]
-    try:
-        samples, rate = read_sound(path, track)
-    except InputError:
+def choose_speaker(faces: list[Lips], sound: Float[np.ndarray, "sample"] | None) -> tuple[int, str]:
+    """Which of the faces speaks in a sound (16 kHz) that starts with their pictures, and why it is taken.
+
+    Without sound it is the one that is seen longest.
+    """
+    if sound is None:
+        shown = [float(np.mean(lips.mask)) if lips.mask is not None else 1.0 for lips in faces]
         return int(np.argmax(shown)), "there is no sound to choose by"
-    mono = soxr.resample(samples.mean(axis=1), rate, SAMPLE_RATE)
-    scores = [agreement(lips, mono) for lips in faces]
+    scores = [agreement(lips, sound) for lips in faces]
     order = np.argsort(scores)[::-1]
     most, other = (scores[k] for k in order[:2])
     sure = "" if most - other > SURE else "not surely: "

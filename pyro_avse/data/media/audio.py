@@ -15,12 +15,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import soundfile
 import soxr
 from jaxtyping import Float, Float32, Shaped
 
 from pyro_avse.data.media.channels import Choice, choose
 from pyro_avse.data.media.level import level_of_moments, moments, speech_level
+from pyro_avse.data.media.muted import muted
+from pyro_avse.data.media.reading import UNKNOWN, ends_early, names_of, open_file, read_whole
 from pyro_avse.defaults import SAMPLE_RATE
 from pyro_avse.errors import Silence
 from pyro_avse.files import VIDEOS
@@ -34,6 +35,12 @@ DECODED = VIDEOS | {".m4a", ".oga"}
 """What PyAV reads, and libsndfile is not asked for."""
 MOST_BLOCKS = 100_000
 """Of a recording: a month in blocks of 30 s."""
+LOWEST = 1000
+"""Hz: of less, nothing of speech is left, and 16 kHz are far more samples than there are."""
+LARGEST = 1e37
+"""Float32 holds little more."""
+SMALLEST = 1e-37
+"""Below it all is silence."""
 
 
 @dataclass(frozen=True)
@@ -99,34 +106,50 @@ def load_audio(
         return _decoded(path, channel, track)
     if track:
         raise InputError(f"{path} has one sound track, not {track}: tracks are of videos")
-    try:
-        with _opened(path) as file:
-            samples, sample_rate = _read_whole(file, path), file.samplerate
-    except InputError as refusal:
-        return _decoded(path, channel, track, refusal)
+    with contextlib.ExitStack() as files:
+        try:
+            file = files.enter_context(open_file(path))
+        except InputError as refusal:
+            return _decoded(path, channel, track, refusal)
+        if file.frames >= UNKNOWN:  # libsndfile cannot read it to its end
+            return _decoded(path, channel, track)
+        samples, sample_rate = read_whole(file, path), file.samplerate
+        said, form, codec = file.frames, file.format, file.subtype
     if len(samples) == 0:  # recorders that were switched off say so, and have written all the same
         with contextlib.suppress(InputError):
             return _decoded(path, channel, track)
-    choice = choose([samples], sample_rate, samples.shape[1], channel, str(path))
+    notes: tuple[str, ...] = ()
+    if len(samples) < said:
+        if form == "OGG":  # libsndfile closes its gaps: PyAV has its time stamps
+            return _decoded(path, channel, track)
+        early = ends_early(path, len(samples) / sample_rate)
+        if not codec.startswith("MPEG"):  # whose length is a guess of its encoder's
+            raise early
+        lasts = f"it says it lasts {said / sample_rate:.2f} s, there are {len(samples) / sample_rate:.2f} s of it"
+        notes = (f"{path} is not whole: {lasts}",)
+    count = samples.shape[1]
+    choice = choose([samples], sample_rate, count, channel, str(path), names_of(path, count))
     audio = _normalise(choice.of(samples), sample_rate, name=str(path), path=path)
-    return replace(audio, notes=_said(choice))
+    return replace(audio, notes=notes + _said(choice))
 
 
 def check_recording(path: Path) -> None:
-    """Raises InputError for what is missing, a folder, and a pipe, which would keep a reader waiting."""
+    """Raises InputError for what is missing, a folder, an empty file, and a pipe, at which a reader would wait."""
     if os.path.isdir(path):
         raise InputError(f"{path} is a folder: name one sound file in it")
     if not os.path.exists(path):
         raise InputError(f"{path} does not exist: check the path")
     if not os.path.isfile(path):
         raise InputError(f"{path} is a pipe or a device: give a file, or - for stdin")
+    if os.path.getsize(path) == 0:
+        raise InputError(f"{path} cannot be read as sound (0 bytes): record or copy it again")
 
 
 def count_channels(path: Path, track: int = 0) -> int:
     """Of a recording that `load_audio` reads. Raises InputError likewise."""
     check_recording(path)
     if path.suffix.lower() not in DECODED:
-        with contextlib.suppress(InputError), _opened(path) as file:
+        with contextlib.suppress(InputError), open_file(path) as file:
             return file.channels
     from pyro_avse.data.media.sound import decode_sound  # PyAV takes a while to load
 
@@ -155,14 +178,15 @@ def open_blocks(
 
     Raises InputError as `load_audio` does, but knows no videos; and for a file that ends early, blocks too short.
     """
-    with _opened(path) as file:
+    with open_file(path) as file:
         rate, num_samples = file.samplerate, file.frames
         _check_length(num_samples, rate, path)
         parts = (
             file.read(round(seconds * rate), dtype="float64", always_2d=True)
             for _ in range(0, num_samples, round(seconds * rate))
         )
-        choice = choose(parts, rate, file.channels, channel, str(path))
+        names = names_of(path, file.channels)
+        choice = choose(parts, rate, file.channels, channel, str(path), names)
     spans = _spans(num_samples, rate, seconds, overlap)
     loudest = peak = 0.0
     rms = []
@@ -172,7 +196,7 @@ def open_blocks(
         resampled = _resample(samples, rate, SAMPLE_RATE)
         peak = max(peak, float(np.abs(resampled).max()))
         rms.append(moments(resampled))
-    if loudest == 0:
+    if loudest < SMALLEST:
         raise _silent(path, num_samples)
     _check_band(peak / loudest, path)
     level = level_of_moments(np.concatenate(rms)) / peak or 1.0
@@ -200,6 +224,20 @@ def cut_blocks(audio: Audio, *, seconds: float, overlap: float) -> Blocks:
     return Blocks(spans, rate, read, audio.delay, audio.notes)
 
 
+def opening(audio: Audio | Blocks, seconds: float) -> Float32[np.ndarray, "sample"]:
+    """The first seconds of a recording at 16 kHz, or all of a shorter one."""
+    wanted = round(seconds * SAMPLE_RATE)
+    if isinstance(audio, Audio):
+        return audio.waveform[:wanted]
+    heard = np.zeros(0, np.float32)
+    for (start, _), block in zip(audio.spans, audio.read(), strict=True):
+        known = start * SAMPLE_RATE // audio.sample_rate
+        heard = np.concatenate([heard[:known], block.waveform])
+        if len(heard) >= wanted:
+            break
+    return heard[:wanted]
+
+
 def restore(
     waveform: Float[np.ndarray, "sample"], like: Audio
 ) -> Float32[np.ndarray, "original_sample"]:
@@ -217,19 +255,6 @@ def restore(
     resampled = _resample(waveform.astype(np.float64) * like.peak, SAMPLE_RATE, like.sample_rate)
     missing = max(0, like.num_samples - len(resampled))
     return np.pad(resampled[: like.num_samples], (0, missing)).astype(np.float32)
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[soundfile.SoundFile]:
-    try:
-        with soundfile.SoundFile(os.fsencode(path)) as file:  # a name may be no text
-            yield file
-    except soundfile.LibsndfileError as err:
-        raise InputError(
-            f"{path} cannot be read as sound ({err.error_string}): convert it to .wav or .flac"
-        ) from err
-    except TypeError as err:  # what soundfile says of .raw, which has no header
-        raise InputError(f"{path} does not say its sample rate: convert it to .wav") from err
 
 
 def _spans(
@@ -257,13 +282,13 @@ def _read_spans(
     path: Path, spans: list[tuple[int, int]], choice: Choice
 ) -> Iterator[Float[np.ndarray, "sample"]]:
     """One channel of each span, in one pass through the file; what two spans share is kept meanwhile."""
-    with _opened(path) as file:
+    with open_file(path) as file:
         held, at = np.zeros(0), 0
         for start, stop in spans:
-            new = choice.of(file.read(stop - at, dtype="float64", always_2d=True))
+            with muted():
+                new = choice.of(file.read(stop - at, dtype="float64", always_2d=True))
             if len(new) < stop - at:
-                seconds = (at + len(new)) / file.samplerate
-                raise InputError(f"{path} ends early, at {seconds:.2f} s: copy it again")
+                raise ends_early(path, (at + len(new)) / file.samplerate)
             held, at = np.concatenate([held[len(held) - (at - start) :], new]), stop
             yield held
 
@@ -273,7 +298,7 @@ def _normalise(
 ) -> Audio:
     _check_length(len(samples), sample_rate, name)
     _check_finite(samples, sample_rate, name)
-    if not samples.any():
+    if np.abs(samples).max() < SMALLEST:
         raise _silent(name, len(samples))
     # Twice: a resampled peak is not the original's, and so no level over- or underflows.
     first_peak = float(np.abs(samples).max())
@@ -295,6 +320,8 @@ def _check_length(num_samples: int, sample_rate: int, name: str | Path) -> None:
     seconds = num_samples / sample_rate
     if num_samples == 0:
         raise InputError(f"{name} is empty: give at least {SHORTEST} s of sound")
+    if sample_rate < LOWEST:
+        raise InputError(f"{name} has a sample rate of {sample_rate} Hz: speech needs {LOWEST}")
     if seconds < SHORTEST:
         raise InputError(f"{name} lasts {seconds:.4f} s: give at least {SHORTEST} s, one window")
 
@@ -305,6 +332,9 @@ def _check_finite(
     if not np.isfinite(samples).all():
         at = (start + int(np.argmin(np.isfinite(samples)))) / sample_rate
         raise InputError(f"{name} holds NaN or infinite samples, the first at {at:.3f} s: mend it")
+    largest = float(np.abs(samples).max(initial=0.0))
+    if largest > LARGEST:
+        raise InputError(f"{name} holds samples as large as {largest:.0e}: scale it down")
 
 
 def _silent(name: str | Path, num_samples: int) -> Silence:
@@ -316,43 +346,32 @@ def _check_band(peak_left: float, name: str | Path) -> None:
         raise InputError(f"{name} holds nothing under 8 kHz, where speech is: check the recording")
 
 
-def _read_whole(file: soundfile.SoundFile, path: Path) -> Float[np.ndarray, "sample channel"]:
-    try:
-        return file.read(dtype="float64", always_2d=True)
-    except MemoryError:
-        raise InputError(
-            f"{path} says it lasts {file.frames / file.samplerate:.0f} s, more than memory holds: check it, or cut it"
-        ) from None
-
-
 def _decoded(
     path: Path, channel: str | int, track: int, refusal: InputError | None = None
 ) -> Audio:
-    """The sound of a container through PyAV; of a file that libsndfile refused, if PyAV can and libsndfile does not
-    know the format at all."""
-    unknown = refusal is None or _is_unknown(refusal)
-    if not unknown:
-        assert refusal is not None
-        raise refusal
-    from pyro_avse.data.media.sound import decode_sound  # PyAV takes a while to load
+    """The sound of a container through PyAV; what it cannot read either has libsndfile's `refusal`, if there is."""
+    from pyro_avse.data.media.container import has_pictures  # PyAV takes a while to load
+    from pyro_avse.data.media.sound import decode_sound
 
     try:
         sound = decode_sound(path, track)
     except InputError:
-        if refusal is None:
+        if refusal is None or has_pictures(path):
             raise
         raise refusal from None
     count = sound.samples.shape[1]
     choice = choose([sound.samples], sound.sample_rate, count, channel, str(path), sound.channels)
     samples = choice.of(sound.samples)
-    audio = _normalise(samples, sound.sample_rate, name=str(path), path=path)
+    try:
+        audio = _normalise(samples, sound.sample_rate, name=str(path), path=path)
+    except Silence:
+        if sound.tracks == 1:
+            raise
+        other = 1 if track == 0 else 0
+        raise Silence(
+            f"{path}: its sound track {track} of {sound.tracks} is silent: give --track {other}"
+        ) from None
     return replace(audio, delay=sound.delay, notes=sound.notes + _said(choice))
-
-
-def _is_unknown(refusal: InputError) -> bool:
-    """Whether libsndfile does not know the format or what is in it: else the file is one of its own, and broken."""
-    cause = refusal.__cause__
-    return isinstance(cause, soundfile.LibsndfileError) and cause.code in (1, 3, 4)
 
 
 def _said(choice: Choice) -> tuple[str, ...]:

@@ -26,7 +26,7 @@ from pyro_avse.typing import InputError
 CODECS = {".mp4": "aac", ".m4v": "aac", ".mov": "aac", ".mkv": "aac", ".webm": "libopus"}
 """What the sound is written as: the containers that also say how much an encoder runs ahead."""
 FORMATS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm"}
-OFFERED = ".mkv", ".mp4", ".webm"
+OFFERED = ".mkv", ".mp4", ".webm", ".mov"
 """What is proposed where pictures do not fit, the first that does."""
 TECHNICAL = {"major_brand", "minor_version", "compatible_brands", "encoder", "creation_time"}
 """Tags of a file that are not of its content."""
@@ -71,9 +71,15 @@ def copy_pictures(
         with opened(source) as old, av.open(str(part), "w", format=FORMATS[suffix]) as new:
             new.metadata.update({k: v for k, v in old.metadata.items() if k not in TECHNICAL})
             _copy_chapters(old, new, start)
-            streams = {k: _add(new, old.streams[k]) for k in (plan.pictures, *plan.others)}
             replaced = stream_of(old, "audio", track)
-            sound = _encode(new, CODECS[suffix], waveform, sample_rate, delay)
+            sound, streams = None, {}
+            place = len(old.streams) if replaced is None else replaced.index
+            for index in sorted((plan.pictures, *plan.others, place)):  # as they were
+                if index == place:
+                    sound = _encode(new, CODECS[suffix], waveform, sample_rate, delay)
+                else:
+                    streams[index] = _add(new, old.streams[index])
+            assert sound is not None
             if replaced is not None:
                 _copy_tags(replaced, sound[0])
             copied = [_packets(source, k, into, start) for k, into in streams.items() if into]

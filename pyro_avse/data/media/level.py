@@ -50,6 +50,8 @@ BAND = 150.0, 4000.0
 """Hz: where speech is loud, and rumble is not."""
 LOUD = 0.95
 """The quantile of the moments' RMS."""
+QUIET = 1e-3
+"""Of the loudest moment's RMS: 60 dB below it is silence, with what a filter leaves in it."""
 CREST = 4.5
 """So many times their RMS is the peak of clean speech: 11.6 to 15.5 dB, by the corpus."""
 MOMENT = 512
@@ -71,5 +73,8 @@ def moments(waveform: Float[np.ndarray, "sample"]) -> Float[np.ndarray, "moment"
 
 
 def level_of_moments(rms: Float[np.ndarray, "moment"]) -> float:
-    """`speech_level` of all moments of a recording."""
-    return CREST * float(np.quantile(rms, LOUD))
+    """`speech_level` of all moments of a recording; where nearly all are silent, as around one word, of the others."""
+    loud, most = float(np.quantile(rms, LOUD)), float(rms.max())
+    if loud < QUIET * most:
+        loud = float(np.quantile(rms[rms >= QUIET * most], LOUD))
+    return CREST * loud

@@ -1,6 +1,7 @@
 """Sound into files: whole or not at all, in the format that the extension names."""
 
 import contextlib
+import io
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -85,9 +86,7 @@ def save_together(
         nested([])
     except soundfile.LibsndfileError as err:
         names = " and ".join(map(str, paths))
-        raise InputError(
-            f"{names} cannot hold {sample_rate} Hz in {channels} channel(s) ({err.error_string}): write .wav"
-        ) from err
+        raise _cannot_hold(names, sample_rate, channels, err) from err
 
 
 class _Disk:
@@ -143,6 +142,30 @@ def check_writable(path: str | os.PathLike[str]) -> None:
     """
     _format(Path(path))
     check_place(Path(path))
+
+
+def check_holds(path: str | os.PathLike[str], sample_rate: int, channels: int = 1) -> None:
+    """Whether the format has that rate, and so many channels; call it before any work. Raises InputError."""
+    path = Path(path)
+    if path.suffix.lower() in ENCODED:
+        from pyro_avse.data.media.encoding import layout_of  # PyAV takes a while to load
+
+        layout_of(channels)
+        return
+    form = _format(path)
+    more: Any = {"subtype": SUBTYPES.get(form), "format": form}
+    try:
+        soundfile.SoundFile(io.BytesIO(), "w", sample_rate, channels, **more).close()
+    except soundfile.LibsndfileError as err:
+        raise _cannot_hold(str(path), sample_rate, channels, err) from None
+
+
+def _cannot_hold(
+    names: str, sample_rate: int, channels: int, err: soundfile.LibsndfileError
+) -> InputError:
+    reason = err.error_string.removeprefix("Error : ").rstrip(".")
+    count = "1 channel" if channels == 1 else f"{channels} channels"
+    return InputError(f"{names} cannot hold {sample_rate} Hz in {count} ({reason}): write .wav")
 
 
 def _created(

@@ -49,6 +49,8 @@ class Sound:
     """Seconds from the first picture to the first sample; negative where sound is first, 0 without pictures."""
     notes: tuple[str, ...]
     """Gaps, and other tracks: a line each, for the user to know."""
+    tracks: int = 1
+    """How many the file has."""
 
 
 def decode_sound(path: Path, track: int = 0) -> Sound:
@@ -68,6 +70,8 @@ def decode_sound(path: Path, track: int = 0) -> Sound:
         timed = _blocks(container, stream, path)
         first = list(islice(timed, 1))  # some codecs tell their rate with it
         rate = stream.codec_context.sample_rate
+        if rate < 1:
+            raise InputError(f"{path}: its sound has a sample rate of {rate} Hz: check the file")
         blocks, gaps = place_blocks(chain(first, timed), rate, path)
         names = tuple(channel.name for channel in stream.codec_context.layout.channels)
         delay = read_starts(path, track).delay
@@ -76,7 +80,7 @@ def decode_sound(path: Path, track: int = 0) -> Sound:
             said = ", ".join(f"{k} {t.language or 'und'}" for k, t in enumerate(tracks))
             notes.append(f"{path} has {len(tracks)} sound tracks ({said}): {track} is taken")
     samples = np.concatenate(blocks, axis=1) if blocks else np.zeros((len(names), 0), np.float32)
-    return Sound(samples.T, rate, names, delay, tuple(notes))
+    return Sound(samples.T, rate, names, delay, tuple(notes), len(tracks))
 
 
 def read_sound(path: Path, track: int = 0) -> tuple[Float64[np.ndarray, "sample channel"], int]:
