@@ -21,6 +21,7 @@ extensions = [
     "reference",
 ]
 exclude_patterns = ["_build", "README.md"]
+viewcode_follow_imported_members = False  # each has its source where it stands
 nitpicky = True
 nitpick_ignore_regex = [("py:(?!obj)\\w+", ".*")]  # types of other libraries
 

@@ -55,7 +55,9 @@ def lone_files(folder: Path, cards: dict[str, Any]) -> set[str]:
     """Files without their card, and cards without their file; what is assembled may have one."""
     expected = {f"{name}.json" for name in cards}
     expected |= {f"{name}.safetensors" for name, card in cards.items() if "parts" not in card}
-    guides = {f"{name}.{kind}.safetensors" for name in cards for kind in ("guide", "live")}
+    guides = {
+        f"{name}.{kind}.safetensors" for name in cards for kind in ("guide", "live", "separate")
+    }
     own = {f"{name}.safetensors" for name, card in cards.items() if "parts" in card}
     return {path.name for path in folder.iterdir() if path.name not in guides | own} ^ expected
 
