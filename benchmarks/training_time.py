@@ -3,7 +3,7 @@
 Processor time, because it does not count what else the machine does. Weights that a recipe starts from do not matter to
 the time, and are left out.
 
-    python benchmarks/training_time.py --data ../shared/data/grid
+    python benchmarks/training_time.py --data ../shared/data/grid [--models rvae dkf]
 """
 
 import argparse
@@ -27,6 +27,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--data", type=Path, required=True, help="a corpus with lips")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     args = parser.parse_args()
     torch.set_num_threads(1)
 
@@ -42,7 +43,7 @@ def main() -> None:
         + "| --- " * 6
         + "|"
     )
-    for name in MODELS:
+    for name in args.models:
         recipe = load_recipe(f"default/{name}")
         assert isinstance(recipe, Recipe)
         if recipe.training.epochs == 0:
@@ -54,7 +55,7 @@ def main() -> None:
             trainer.run_epoch()
             seconds.append(time.process_time() - start)
         epoch, size = sum(seconds) / 2, recipe.training.batch_size
-        steps = -(-len(train) // size)
+        steps = -(-len(train) // (size * max(1, trainer.cut)))  # of frames, or of cuts
         print(
             f"| {name} | {size} | {1000 * epoch / steps:.0f} | {epoch:.1f} | {recipe.training.epochs} | "
             f"{epoch * recipe.training.epochs / 60:.1f} |",

@@ -18,6 +18,7 @@ import numpy as np
 import soxr
 from jaxtyping import Float, Float32, Shaped
 
+from pyro_avse.data.media import TOLERANCE
 from pyro_avse.data.media.channels import Choice, choose
 from pyro_avse.data.media.level import level_of_moments, moments, speech_level
 from pyro_avse.data.media.muted import muted
@@ -122,11 +123,12 @@ def load_audio(
     if len(samples) < said:
         if form == "OGG":  # libsndfile closes its gaps: PyAV has its time stamps
             return _decoded(path, channel, track)
-        early = ends_early(path, len(samples) / sample_rate)
+        lasts, there = said / sample_rate, len(samples) / sample_rate
         if not codec.startswith("MPEG"):  # whose length is a guess of its encoder's
-            raise early
-        lasts = f"it says it lasts {said / sample_rate:.2f} s, there are {len(samples) / sample_rate:.2f} s of it"
-        notes = (f"{path} is not whole: {lasts}",)
+            raise ends_early(path, there)
+        if lasts - there > TOLERANCE:
+            note = f"it says it lasts {lasts:.2f} s, there are {there:.2f} s of it"
+            notes = (f"{path} is not whole: {note}",)
     count = samples.shape[1]
     choice = choose([samples], sample_rate, count, channel, str(path), names_of(path, count))
     audio = _normalise(choice.of(samples), sample_rate, name=str(path), path=path)
