@@ -24,6 +24,8 @@ from pyro_avse.typing import JSON, InputError
 
 HEADER = "pyro_avse"
 SCALE = ":scale"
+HEARS_POWER = "encoder.hidden.weight"
+"""How names of matrices end that see |s|^2 itself: its frequencies differ by a million, which int8 is too coarse for."""
 Shapes = dict[str, tuple[int, ...]]
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -73,11 +75,11 @@ def load_tensors(
 
 
 def in_quarters(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Matrices as int8 with a scale a row, all else as float16."""
+    """Matrices as int8 with a scale a row; those of `HEARS_POWER`, and all else, as float16."""
     packed = {}
     for name, tensor in tensors.items():
         packed[name] = tensor.half()
-        if tensor.dim() == 2:
+        if tensor.dim() == 2 and not name.endswith(HEARS_POWER):
             scale = tensor.float().abs().amax(1) / 127
             rows = tensor.float() / scale.clamp_min(torch.finfo(torch.float32).tiny)[:, None]
             packed |= {name: rows.round().to(torch.int8), name + SCALE: scale}
