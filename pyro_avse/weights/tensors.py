@@ -25,7 +25,7 @@ from pyro_avse.typing import JSON, InputError
 HEADER = "pyro_avse"
 SCALE = ":scale"
 HEARS_POWER = "encoder.hidden.weight"
-"""How names of matrices end that see |s|^2 itself: its frequencies differ by a million, which int8 is too coarse for."""
+"""How names of matrices end that see |s|^2 itself: its frequencies differ by a million, int8 is too coarse for them."""
 Shapes = dict[str, tuple[int, ...]]
 Module = TypeVar("Module", bound=nn.Module)
 
