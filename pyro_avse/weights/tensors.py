@@ -4,8 +4,8 @@ The header stands under one key, "pyro_avse": the order of several is not reprod
 says is compared with the file's own list of shapes before a tensor is read or a network is built (`build`), so that a
 file takes no more memory than its bytes are worth.
 
-Most matrices may be stored as whole numbers from -127 to 127 (int8), a quarter of float32's size. The row i of NAME is then
-NAME:scale_i times those of the file: no number is off by more than half of its row's scale, 1/254 of the row's largest.
+Most matrices may be stored as whole numbers from -127 to 127 (int8), a quarter of float32's size. The row i of NAME is
+then NAME:scale_i times those of the file: no number is off by more than half of its scale, 1/254 of the row's largest.
 """
 
 import json
