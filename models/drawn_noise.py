@@ -13,6 +13,10 @@ recording is in it, but the papers' form is: b_n ~ N_c(0, diag (W H)_n). For eac
              bursts: in some sources, begun at a rate of 0.2 to 5 a second, 10 to 40 dB over the rest,
              gone by half in 15 to 700 ms
 
+A quarter of the recordings are steady, as rain, a fan or a tape's hiss are: one broadband source, U(-4, 4) dB an
+octave, its a_kj half as large, a fifth of the swing, no bursts. All of these together would be rare otherwise, and a
+guide that never heard the like takes it for amplified pause.
+
 Under all of them lies a background that never ends, 10 to 40 dB fainter, tilted by -6 to 0 dB an octave: between lines
 and over a rumble a recording is never empty. Beside them there may be voices: sums of speech of other speakers, which
 the caller gives (`voices`). The recording's SNR is drawn by the caller too; a source's level is relative to the
@@ -38,6 +42,8 @@ NYQUIST = 8000.0
 """Hz of the last frequency."""
 KINDS = (0.6, 0.15, 0.25)
 """How often a source is broadband, a rumble, or lines."""
+STEADY = 0.25
+"""The share of recordings with one source that hardly changes."""
 
 
 @dataclass(frozen=True)
@@ -67,14 +73,15 @@ def drawn_noise(
     """
     hertz = torch.linspace(0, NYQUIST, num_freqs, device=device)
     unit = torch.ones((), device=device)
-    with (
-        pyro.plate("utterance", utterances, dim=-2),
-        pyro.plate("source", SOURCES, dim=-1),
-    ):
-        level = pyro.sample("level", Normal(0 * unit, 8.0))
-        kind = pyro.sample("kind", Categorical(torch.tensor(KINDS, device=device)))
-        log_w = _spectra(kind, hertz, unit)
-        log_h = _activations(num_frames, frames_per_second, unit)
+    with pyro.plate("utterance", utterances, dim=-2):
+        steady = pyro.sample("steady", Bernoulli(STEADY * unit).expand([utterances, 1])) > 0
+        with pyro.plate("source", SOURCES, dim=-1):
+            level = pyro.sample("level", Normal(0 * unit, 8.0))
+            kind = pyro.sample("kind", Categorical(torch.tensor(KINDS, device=device)))
+            log_w = _spectra(torch.where(steady, 0, kind), hertz, unit, steady)
+            log_h = _activations(num_frames, frames_per_second, unit, steady)
+    first = torch.arange(SOURCES, device=device) == 0
+    level = torch.where(steady & ~first, -100, level)
     W = (DECIBEL * (level[..., None] + log_w)).exp()
     W = W / W.mean(-1, keepdim=True) * (DECIBEL * level[..., None]).exp()
     H = (DECIBEL * log_h).exp()
@@ -107,7 +114,7 @@ def _background(utterances: int, hertz: Tensor, unit: Tensor) -> Tensor:
     return (level * spectrum / spectrum.mean(-1, keepdim=True))[:, None]
 
 
-def _spectra(kind: Tensor, hertz: Tensor, unit: Tensor) -> Tensor:
+def _spectra(kind: Tensor, hertz: Tensor, unit: Tensor, steady: Tensor) -> Tensor:
     """log w_kf in dB, (utterance, source, freq), inside the plates of both."""
     octaves = torch.log2(hertz.clamp_min(60) / 500)
     basis = response_basis(TERMS, len(hertz), hertz)[1:]
@@ -116,6 +123,8 @@ def _spectra(kind: Tensor, hertz: Tensor, unit: Tensor) -> Tensor:
     a = pyro.sample("a", Normal(torch.zeros_like(spread), spread).to_event(1))
     rough = pyro.sample("rough", Uniform(0 * unit, 3 * unit))
     e = pyro.sample("e", Normal(torch.zeros_like(hertz), unit).to_event(1))
+    tilt = torch.where(steady, (tilt + 3.5) * 8 / 13, tilt)
+    a = torch.where(steady[..., None], a / 2, a)
     smooth = tilt[..., None] * octaves + a @ basis + rough[..., None] * e
 
     cutoff = (
@@ -136,17 +145,17 @@ def _spectra(kind: Tensor, hertz: Tensor, unit: Tensor) -> Tensor:
     )
 
 
-def _activations(num_frames: int, frames_per_second: float, unit: Tensor) -> Tensor:
+def _activations(num_frames: int, frames_per_second: float, unit: Tensor, steady: Tensor) -> Tensor:
     """log h_kn in dB, (utterance, source, frame), inside the plates of both."""
     memory = pyro.sample("memory", Uniform(0 * unit, math.log(300) * unit)).exp()
-    swing = pyro.sample("swing", Uniform(0 * unit, 8 * unit))
+    swing = pyro.sample("swing", Uniform(0 * unit, 8 * unit)) * torch.where(steady, 0.2, 1.0)
     steps = pyro.sample("o", Normal(torch.zeros(num_frames, device=unit.device), unit).to_event(1))
     keep = torch.exp(-1 / memory)
     log_h, o = [], steps[..., 0]
     for n in range(num_frames):
         o = steps[..., 0] if n == 0 else keep * o + (1 - keep.square()).sqrt() * steps[..., n]
         log_h.append(swing * o)
-    bursty = pyro.sample("bursty", Bernoulli(0.4 * unit))
+    bursty = pyro.sample("bursty", Bernoulli(0.4 * unit)) * ~steady
     rate = 0.2 * pyro.sample("rate", Uniform(0 * unit, unit)).mul(math.log(25)).exp()
     size = pyro.sample("size", Uniform(10 * unit, 40 * unit))
     half = 0.015 * pyro.sample("half", Uniform(0 * unit, unit)).mul(math.log(0.7 / 0.015)).exp()

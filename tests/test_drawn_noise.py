@@ -49,6 +49,7 @@ def test_the_same_seed_draws_the_same_noise_and_another_seed_another() -> None:
 def test_a_rumble_falls_above_its_cutoff_and_lines_lie_at_multiples_of_the_pitch() -> None:
     of_kind = {k: torch.full((3, 5), k) for k in (1, 2)}
     quiet = {"swing": torch.zeros(3, 5), "bursty": torch.zeros(3, 5), "rough": torch.zeros(3, 5)}
+    quiet["steady"] = torch.zeros(3, 1)
     quiet["background"] = torch.full((3,), -400.0)
     smooth = {"a": torch.zeros(3, 5, 24), "tilt": torch.zeros(3, 5), "e": torch.zeros(3, 5, FREQS)}
     rumble = conditioned(kind=of_kind[1], cutoff=torch.full((3, 5), 0.5), **quiet, **smooth)
@@ -61,6 +62,22 @@ def test_a_rumble_falls_above_its_cutoff_and_lines_lie_at_multiples_of_the_pitch
     assert (on[..., : between.shape[-1]] > 1e3 * between).all()
 
 
+def test_steady_noise_is_broad_and_hardly_changes() -> None:
+    """Whatever its sources would be: 3 dB from frame to frame, and at most 4 dB an octave from 500 to 4000 Hz."""
+    flat = {"a": torch.zeros(3, 5, 24), "rough": torch.zeros(3, 5), "memory": torch.zeros(3, 5)}
+    flat |= {"swing": torch.full((3, 5), 8.0), "bursty": torch.ones(3, 5)}
+    drawn = {
+        steady: conditioned(steady=torch.full((3, 1), steady), **flat) for steady in (0.0, 1.0)
+    }
+
+    def swings(variance: Tensor) -> float:
+        return float((10 * variance.sum(-1).log10()).std(-1).max())
+
+    assert swings(drawn[1.0]) < 3 < swings(drawn[0.0])
+    slope = 10 * (drawn[1.0][..., 32] / drawn[1.0][..., 4]).log10()
+    assert slope.abs().max() < 3 * 4.1
+
+
 def test_activations_go_from_still_to_bursty() -> None:
     quiet = {"swing": torch.zeros(3, 5), "bursty": torch.zeros(3, 5)}
     still = conditioned(**quiet).sum(-1)
@@ -70,8 +87,10 @@ def test_activations_go_from_still_to_bursty() -> None:
     burst = conditioned(
         swing=torch.zeros(3, 5),
         bursty=torch.ones(3, 5),
+        steady=torch.zeros(3, 1),
         begins=begins,
         size=torch.full((3, 5), 20.0),
+        background=torch.full((3,), -400.0),
     ).sum(-1)
     assert torch.allclose(burst[:, 10] / burst[:, 0], torch.tensor(101.0), rtol=1e-2)
     assert (burst[:, 11:].diff() <= 0).all()
