@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from pyro_avse.models.noise_floor import FAINTEST, follow_floor, follow_level, steady_floor
+from pyro_avse.models.noise_floor import follow_floor, follow_level, log_heard, steady_floor
 from pyro_avse.typing import FrameMask, Power
 
 
@@ -87,7 +87,7 @@ class Ear(nn.Module):
         """Of whole recordings. While it is trained, the summary of a causal ear ends at a random frame."""
         if self.causal:
             return self._heard_forwards(power, seen, mask, lips_mask)
-        log_power = (power + FAINTEST).log()
+        log_power = log_heard(power)
         floor = steady_floor(log_power, mask)
         y = self.frames(log_power, log_power - floor, seen, lips_mask)
         h = run_gru(self.gru, y, mask)
@@ -113,7 +113,7 @@ class Ear(nn.Module):
             seen = nn.functional.pad(seen, ahead)
             shown = seen.new_ones((*seen.shape[:-2], N), dtype=torch.bool)
             lips_mask = nn.functional.pad(shown if lips_mask is None else lips_mask, ahead[2:])
-        log_power = (power + FAINTEST).log()
+        log_power = log_heard(power)
         level = follow_level(power)[0]
         floor = follow_floor(log_power, log_power[..., 0, :])[0]
         y = self.frames(log_power - level, log_power - floor, seen, lips_mask)
@@ -129,7 +129,7 @@ class Ear(nn.Module):
         """The same of the frames that lie `ahead` before the next ones (frame, freq) of a recording; and what to
         remember.
         """
-        log_power = (power + FAINTEST).log()
+        log_power = log_heard(power)
         start = log_power[0] if memory is None else memory.quantile
         floor, quantile = follow_floor(log_power, start)
         before = 0 if memory is None else memory.count

@@ -1,4 +1,4 @@
-"""The noise that is always there, from the quiet frames of every frequency [Martin 2001]: what guides hear besides x.
+"""The noise that is always there, from the quiet frames of every frequency [Martin 2001], and what a guide hears of x.
 
 Of stationary Gaussian noise |x|^2 is exponential, and the quantile below which a share q of the frames lies is
 -log(1 - q) times its variance. `steady_floor` sorts all frames; `follow_floor` knows the past alone, and moves the
@@ -12,10 +12,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pyro_avse.typing import FrameMask
+from pyro_avse.typing import FrameMask, Power
 
 FAINTEST = 1e-6
 """In |STFT|^2 of a recording at the level of training: 60 dB under a quiet vowel."""
+CUTOFF, ORDER = 60.0, 4
+"""Hz, and order of the front's Butterworth high-pass, which runs forwards and backwards."""
+LEAKY, DEEPEST = 80.0, -14.0
+"""Hz below which a guide does not listen, and nats of the high-pass at the most."""
 SHARE = 0.2
 """q."""
 RISE, FALL = 0.05, 0.2
@@ -24,6 +28,19 @@ LONGEST = 1800
 """Frames that a level remembers."""
 LOG_QUANTILE = math.log(-math.log(1 - SHARE))
 """Of an exponential with mean 1."""
+
+
+def log_heard(power: Power) -> Power:
+    """log |x|^2 for a guide, which does not listen below `LEAKY`: there it gets what lies above, through the high-pass.
+
+    The front's high-pass takes all of a recording away there, and the window of the STFT leaks some of it back from
+    above. Draws of the program have no leak. A guide that met one took all of loud steady noise for speech.
+    """
+    low = round(LEAKY / 8000 * (power.shape[-1] - 1))
+    hertz = torch.linspace(0, 8000, power.shape[-1], device=power.device)[: 2 * low]
+    fade = (-2 * (CUTOFF / hertz).pow(2 * ORDER).log1p()).clamp_min(DEEPEST)
+    below = power[..., low : 2 * low] * (fade[:low] - fade[low:]).exp()
+    return (torch.cat([below, power[..., low:]], -1) + FAINTEST).log()
 
 
 def steady_floor(

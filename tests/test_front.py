@@ -1,5 +1,6 @@
 """What comes off before inference: offset, clicks, rumble; the level; and low speech on its way back."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,15 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_avse import Enhancer
+from pyro_avse import Enhancer, enhance
 from pyro_avse.data.corpora.corpus import find_utterances
 from pyro_avse.data.media.audio import Audio, audio_from_array, load_audio
 from pyro_avse.data.media.level import CREST, level_of_moments, moments, speech_level
 from pyro_avse.data.noise import babble, mix_at_snr, take_noise
 from pyro_avse.enhancement import front
+from pyro_avse.enhancement.demo import CLIPS
 from pyro_avse.inference import SCHEMES
 from pyro_avse.metrics import _si_sdr as si_sdr
 from pyro_avse.models.heard import HeardThrough
+from pyro_avse.models.noise_floor import FAINTEST, log_heard
 from pyro_avse.stft import STFT
 from pyro_avse.weights.checkpoint import load_prior
 
@@ -204,3 +207,24 @@ def test_audio_keeps_what_came(tmp_path: Path) -> None:
     audio = audio_from_array(x + 0.25, RATE)
     assert isinstance(audio, Audio)
     np.testing.assert_allclose(audio.original, x + 0.25)
+
+
+def test_a_guide_hears_what_is_below_the_filter_from_above_it() -> None:
+    """As a draw of the program has it: flat noise through `log_response`, to 0.1 dB; the rest as it is."""
+    power = torch.full((2, 513), 3e3)
+    power[:, :5] = 1e6  # a leak
+    heard = log_heard(power) - math.log(3e3)
+    response = torch.as_tensor(front.log_response(513))
+    assert (heard[:, :5] - (response[:5] - response[5:10])).abs().max() < 0.02
+    assert heard[:, 5:].abs().max() < 1e-5
+    small = torch.rand(4, 9)
+    assert torch.equal(log_heard(small), (small + FAINTEST).log())
+
+
+def test_loud_steady_noise_is_not_speech() -> None:
+    """The bundled guide is not told by the window's leak that loud white noise is speech that is 28 dB too loud."""
+    clean = load_audio(CLIPS / "talker.flac").waveform.astype(np.float64)
+    noise = np.random.default_rng(0).standard_normal(len(clean))
+    noise *= clean.std() / noise.std() * 10**0.5
+    found = enhance(clean + noise, sample_rate=16000, model="min_vae_v2").speech
+    assert si_sdr(found, clean) > 0

@@ -31,20 +31,15 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from pyro_avse.models.noise_floor import CUTOFF, DEEPEST, ORDER
 from pyro_avse.stft import STFT
 
-CUTOFF = 60.0
-"""Hz."""
-ORDER = 4
-"""Of the Butterworth high-pass, which runs forwards and backwards: no phase, twice the order."""
 SPEECH_BELOW, SPEECH_SPREAD = -14.0, 5.0
 """dB: speech's power below the cutoff against all of it. GRID has -7 to -20, LibriSpeech -24, spoken commands -38."""
 NOISE_BELOW, NOISE_SPREAD = 6.0, 15.0
 """dB: noise's power below the cutoff against what it would have there with the density of 70 to 200 Hz."""
 FRAME_SPREADS = 4.0, 5.0
 """dB: of a frame's low speech and low noise around the recording's."""
-DEEPEST = -14.0
-"""The filter's response as the prior is told of it, in nats of power, goes no lower: -61 dB."""
 CLICK, LOUD_CLICK = 6.0, 0.5
 """How many times as far from the line between its neighbours a click is as any sample within `AROUND` of it; and that
 at least, in units of the level: what is fainter does no harm, and may be a voice's pulse in a quiet moment."""
