@@ -5,6 +5,7 @@
     y_n    log |x_n|^2 - l, log |x_n|^2 - log f_n, and what is made of the lips, or a mark that there are none
     h_1:N  GRU(y_1:N), both ways or forwards
 
+Below the front's high-pass it does not listen (`log_heard` of models/noise_floor.py).
 The floor makes it easy to hear what stands out, whatever the spectrum of the noise. A recording is brought to the level
 of training before it is heard. Of sound that is still coming in nobody knows the level, so a causal ear does without.
 It may hear some frames `ahead`: h_n is then what it knows after frame n + ahead.
