@@ -20,7 +20,7 @@ from jaxtyping import Float
 from pyro.distributions import Independent
 from torch import Tensor
 
-from pyro_avse.distributions import unchecked_normal, update_mixing_weight
+from pyro_avse.distributions import squared_magnitude, unchecked_normal, update_mixing_weight
 from pyro_avse.errors import Divergence
 from pyro_avse.inference.adaptation import Adaptation
 from pyro_avse.inference.guess import first_component, guessed_codes, guessed_factors
@@ -93,7 +93,7 @@ def observe(
 
     Raises InputError for frames without a picture under a prior that cannot do without.
     """
-    power = mixture.real.square() + mixture.imag.square()
+    power = squared_magnitude(mixture)
     if lips is None or not prior.uses_lips:
         lips_mask = None
     if lips_mask is not None and prior.requires_lips:

@@ -85,9 +85,13 @@ def guessed_gain(guess: Guess, prior: SpeechPrior, lips: Tensor | None) -> Power
 
     S_k is speech as component k decodes it, through the level and the response that the guide believes, N its noise.
     """
-    S = guessed_speech(guess, prior, lips)
-    gain = S / (S + guess.log_noise.mean.exp())
-    return (guess.responsibilities[..., None] * gain).sum(0)
+    return gain_of(guess, own_log_variance(guess, prior, lips))
+
+
+def gain_of(guess: Guess, log_sigma: Float[Tensor, "component *utterance frame freq"]) -> Power:
+    """The same, of what is decoded already (`own_log_variance`)."""
+    over = guess.log_noise.mean - _level(guess, log_sigma) - log_sigma  # log of N / S_k
+    return (guess.responsibilities[..., None] * torch.sigmoid(-over)).sum(0)
 
 
 def guessed_filters(
@@ -105,13 +109,22 @@ def guessed_speech(
     guess: Guess, prior: SpeechPrior, lips: Tensor | None
 ) -> Float[Tensor, "component *utterance frame freq"]:
     """S_k, speech's variance at the means of q."""
-    mean = guess.codes.mean
-    log_sigma = prior.log_variance(mean, lips)
-    basis = response_basis(guess.response.mean.shape[-1], log_sigma.shape[-1], mean)
-    level = (guess.log_gain.mean + guess.response.mean @ basis[1:])[..., None, :]
-    S = (log_sigma + level).exp()
-    # of decoder k only the code of component k
-    return S[0] if len(S) == 1 else torch.diagonal(S).movedim(-1, 0)
+    log_sigma = own_log_variance(guess, prior, lips)
+    return (log_sigma + _level(guess, log_sigma)).exp()
+
+
+def own_log_variance(
+    guess: Guess, prior: SpeechPrior, lips: Tensor | None
+) -> Float[Tensor, "component *utterance frame freq"]:
+    """log sigma_k at the mean of q(z_n | alpha_n = k): of decoder k only the code of component k."""
+    decoded = prior.log_variance(guess.codes.mean, lips)
+    return decoded[0] if len(decoded) == 1 else torch.diagonal(decoded).movedim(-1, 0)
+
+
+def _level(guess: Guess, like: Tensor) -> Float[Tensor, "*utterance 1 freq"]:
+    """log of g times the microphone's response, as believed."""
+    basis = response_basis(guess.response.mean.shape[-1], like.shape[-1], like)
+    return (guess.log_gain.mean + guess.response.mean @ basis[1:])[..., None, :]
 
 
 def lengthened(old: Guess, new: Guess, known: int) -> Guess:

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from pyro.distributions import Independent
 from torch import Tensor
 
-from pyro_avse.distributions import align_components, unchecked_normal
+from pyro_avse.distributions import align_components, squared_magnitude, unchecked_normal
 from pyro_avse.inference.em import EMState, Observation
 from pyro_avse.inference.monte_carlo import chains_disagree
 from pyro_avse.inference.nmf import is_nmf_cost
@@ -174,7 +174,7 @@ class VEMState(EMState):
     @property
     def second_moment(self) -> Power:
         """E|s|^2 = |m|^2 + nu under r(s)."""
-        return self.m.real.square() + self.m.imag.square() + self.nu
+        return squared_magnitude(self.m) + self.nu
 
 
 def mean_field_separation(observation: Observation, state: VEMState) -> Separation:

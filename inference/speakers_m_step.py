@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from pyro_avse.distributions import squared_magnitude
 from pyro_avse.inference.em import Observation
 from pyro_avse.inference.guess import first_component
 from pyro_avse.inference.m_step import (
@@ -84,7 +85,7 @@ def observe_speakers(
         raise InputError(
             "this model needs the lips of every speaker in every frame: take vae_mm or a_vae, or give them"
         )
-    power = mixture.real.square() + mixture.imag.square()
+    power = squared_magnitude(mixture)
     guess = None
     if guide is not None:
         guess = guide.guess(power, lips, mask=mask, lips_mask=lips_mask, speakers=speakers)

@@ -17,6 +17,7 @@ from typing import ClassVar
 
 import torch
 
+from pyro_avse.distributions import squared_magnitude
 from pyro_avse.inference.adaptation import Adaptation
 from pyro_avse.inference.em import (
     EM,
@@ -112,7 +113,7 @@ class VEM(EM):
         m, nu = wiener_posterior(observation.x, state.gamma, nmf_noise_variance(W, H))
         # M: (42), (43), (44)
         b = observation.x - m
-        V = b.real.square() + b.imag.square() + nu
+        V = squared_magnitude(b) + nu
         mask, smoothness = observation.mask, self.noise.smoothness
         H = is_nmf_update_H(V, W, H, exponent=self.exponent, smoothness=smoothness, mask=mask)
         W = is_nmf_update_W(V, W, H, exponent=self.exponent, mask=mask)

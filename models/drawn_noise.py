@@ -31,7 +31,7 @@ import torch
 from pyro.distributions import Bernoulli, Categorical, Normal, Uniform
 from torch import Tensor
 
-from pyro_avse.distributions import ComplexNormal
+from pyro_avse.distributions import ComplexNormal, squared_magnitude
 from pyro_avse.models.nmf_noise import nmf_noise_variance, response_basis
 from pyro_avse.typing import Power, Spectrum
 
@@ -95,12 +95,13 @@ def drawn_noise(
     if voices is not None:
         with pyro.plate("babble", utterances):
             over = pyro.sample("babble_level", Uniform(-20 * unit, 20 * unit))
-        loud = voices.abs().square().mean((-2, -1), keepdim=True)
+        power = squared_magnitude(voices)
+        loud = power.mean((-2, -1), keepdim=True)
         gain = (DECIBEL * over[:, None, None]).exp() / loud.clamp_min(1e-12)
         b = b + gain.sqrt() * voices
-        variance = variance + gain * _smooth(voices.abs().square())
+        variance = variance + gain * _smooth(power)
         total = 1 + gain * loud
-        b, variance = b / total.sqrt(), variance / total
+        b, variance = b * total.rsqrt(), variance / total
     return DrawnNoise(b, variance)
 
 

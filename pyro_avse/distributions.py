@@ -42,13 +42,16 @@ def _identity(constraint: _Complex) -> Any:
     return identity_transform
 
 
+def squared_magnitude(x: Shaped[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+    """|x|^2, without the root of `abs`: a fifth of its time."""
+    return x.real.square() + x.imag.square() if x.is_complex() else x.square()
+
+
 def complex_normal_log_prob(
     deviation: Shaped[Tensor, "*batch"], log_variance: Float[Tensor, "*batch"]
 ) -> Float[Tensor, "*batch"]:
     """log N_c(m + deviation; m, exp(log_variance)), elementwise: the likelihood (1)."""
-    squared = deviation.real.square()
-    if deviation.is_complex():
-        squared = squared + deviation.imag.square()
+    squared = squared_magnitude(deviation)
     return -math.log(math.pi) - log_variance - squared * torch.exp(-log_variance)
 
 

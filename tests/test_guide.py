@@ -12,13 +12,14 @@ import torch
 from pyro.distributions import Independent, Normal
 from torch import Tensor
 
+from pyro_avse.inference.guess import guessed_gain, own_log_variance
 from pyro_avse.inference.target import CollapsedTarget
 from pyro_avse.models import MODELS
 from pyro_avse.models.guide import NoisyGuide
 from pyro_avse.stft import STFT
 from pyro_avse.training import amortise
 from pyro_avse.training.amortise import Amortiser, hearing_loss, sleep_loss, wake_loss
-from pyro_avse.training.pairs import Pairs, draw_pairs, load_speech
+from pyro_avse.training.pairs import Pairs, draw_pairs, frames_level, load_speech
 from pyro_avse.training.recipe import GuideRecipe, GuideTraining, load_recipe
 from pyro_avse.training.stages import train
 from pyro_avse.typing import Guess, InputError
@@ -42,6 +43,8 @@ def some_pairs(prior: Any, frames: int = 5) -> Pairs:
     power = torch.empty(2, frames, F, dtype=dtype).exponential_()
     return Pairs(
         power=power,
+        speech=0.3 * power,
+        cross=0.4 * power,
         clear=0.5 * power,
         features=prior.visual_features(lips) if looks else None,
         seen=torch.randn(2, frames, L, dtype=dtype) if prior.uses_lips else None,
@@ -201,7 +204,28 @@ def test_the_hearing_loss_is_the_likelihood_at_fainter_noise(
         own = decoded[k if len(decoded) > 1 else 0][None]
         density = target.component_log_likelihood(own)[0, 0] + 7 * math.log(math.pi)
         total -= (pairs.responsibilities[k] * density).mean()
-    assert torch.allclose(hearing_loss(guide, q, pairs), total)
+    log_sigma = own_log_variance(q, prior, pairs.features)
+    assert torch.allclose(hearing_loss(log_sigma, pairs), total)
+
+
+@pytest.mark.usefixtures("float64")
+def test_the_filter_loss_is_what_its_wiener_filter_misses(
+    small_prior: Any, small_guide: Any
+) -> None:
+    """By the complex frames themselves; the filter is that of `guided`."""
+    guide, (s, x) = (
+        small_guide(small_prior("vae_mm")),
+        torch.randn(2, 2, 5, 7, dtype=torch.complex128),
+    )
+    power, cross = x.abs().square(), (s.conj() * x).real
+    pairs = replace(some_pairs(guide.prior), power=power, speech=s.abs().square(), cross=cross)
+    q = believe(guide, pairs)
+    missed = s - guessed_gain(q, guide.prior, pairs.features) * x
+    shares = missed.abs().square().mean((-2, -1)) / s.abs().square().mean((-2, -1))
+    log_sigma = own_log_variance(q, guide.prior, pairs.features)
+    assert torch.allclose(
+        amortise.filter_loss(q, log_sigma, pairs), (shares + amortise.UNHEARD).log().mean()
+    )
 
 
 @pytest.mark.parametrize("name", ["a_vae", "min_vae_v2"])
@@ -284,11 +308,11 @@ def test_pairs_hold_what_was_drawn(name: str, speech_of: Any) -> None:
     quiet = draw_pairs(speech, **draw, snr=(20.0, 20.0))
     ratio = (quiet.log_noise.exp().sum((-2, -1)) / quiet.power.sum((-2, -1))).log10()
     assert torch.allclose(ratio, torch.tensor(-2.0), atol=0.3)
+    clean = draw_pairs(speech, **draw, snr=(60.0, 60.0))
+    assert (torch.stack([clean.speech, clean.cross]) / clean.power - 1).abs().mean() < 0.02
 
 
 def amortise_level(pairs: Pairs) -> Tensor:
-    from pyro_avse.training.pairs import frames_level
-
     return frames_level(pairs.power.sqrt(), STFT_SMALL)
 
 

@@ -13,16 +13,17 @@ A rumble 20 dB above speech leaks through the STFT's window into every frequency
 an end once it is filtered off. The prior is told: its speech passed the same filter, `log_response`, and so has no
 power there (`HeardThrough`). `level` is the speech band's (`pyro_avse.data.media.level.speech_level`).
 
-Some recordings of clean speech do have power below the cutoff, and who compares with them wants it back. How much of
-`low` is speech's is a small question with a small model. In dB, of a whole recording,
+Some recordings of clean speech do have power below the cutoff, and who compares with them wants it back: a breath on
+the microphone below 25 Hz, and little above. A tram has the opposite. So the two `BANDS` of `low` are asked apart how
+much of them is speech's, which is a small question with a small model. In dB, of a whole recording,
 
-    s = low power of speech   ~ N(speech's power - 14, 5^2)      what clean recordings have
-    n = low power of noise    ~ N(noise's just above + 6, 15^2)  as noise goes on downwards, or rumbles, or hums
+    s = power of speech in the band   ~ N(speech's power + `speech`, `speech_spread`^2)
+    n = power of noise in the band    ~ N(as with the density of 70 to 200 Hz + `noise`, `noise_spread`^2)
     10^(s/10) + 10^(n/10) = the power that is there
 
 `division` gives the posterior of how the power divides. Then every frame asks the same question again, around each s
 and n that the recording may have with spreads of 4 and 5 dB, and the mean of its answers is the gain of a Wiener
-filter on `low`. Where the noise above is faint the gain is close to 1, and falls as noise rises: nothing switches.
+filter on the band. Where the noise above is faint the gain is close to 1, and falls as noise rises: nothing switches.
 """
 
 from dataclasses import dataclass, field
@@ -34,10 +35,28 @@ from jaxtyping import Float
 from pyro_avse.models.noise_floor import CUTOFF, DEEPEST, ORDER
 from pyro_avse.stft import STFT
 
-SPEECH_BELOW, SPEECH_SPREAD = -14.0, 5.0
-"""dB: speech's power below the cutoff against all of it. GRID has -7 to -20, LibriSpeech -24, spoken commands -38."""
-NOISE_BELOW, NOISE_SPREAD = 6.0, 15.0
-"""dB: noise's power below the cutoff against what it would have there with the density of 70 to 200 Hz."""
+
+@dataclass(frozen=True)
+class Band:
+    """What is expected of a band of `low`, in dB."""
+
+    width: float
+    """Hz."""
+    speech: float
+    """Speech's power there against all of it."""
+    speech_spread: float
+    noise: float
+    """Noise's power against what it would be with the density of 70 to 200 Hz."""
+    noise_spread: float
+
+
+LOWEST = 25.0
+"""Hz between the two bands."""
+BANDS = (
+    Band(LOWEST, speech=-14, speech_spread=5, noise=-10, noise_spread=15),
+    Band(CUTOFF - LOWEST, speech=-25, speech_spread=5, noise=0, noise_spread=15),
+)
+"""GRID has -14 and -26 dB there, LibriSpeech -35 and -33. Noise rises downwards as wind does, or ends as a tram's."""
 FRAME_SPREADS = 4.0, 5.0
 """dB: of a frame's low speech and low noise around the recording's."""
 CLICK, LOUD_CLICK = 6.0, 0.5
@@ -118,19 +137,37 @@ def without_clicks(x: Waveform, level: float) -> Waveform:
 
 
 def low_speech(parts: Parts, heard_speech: Waveform, stft: STFT) -> Waveform:
-    """What of `parts.low` is speech's, given what inference made of the rest: the Wiener filter above."""
-    power, below = _power(heard_speech), _power(parts.low / parts.level)
-    if below == 0 or power == 0:
+    """What of `parts.low` is speech's, given what inference made of the rest: the Wiener filters above."""
+    from scipy.signal import butter, sosfiltfilt
+
+    power = _power(heard_speech)
+    if power == 0:
         return np.zeros_like(parts.low)
     residual = parts.heard - heard_speech
     density = np.abs(np.fft.rfft(residual)) ** 2 * 2 / len(residual) ** 2
     hertz = np.fft.rfftfreq(len(residual), 1 / 16000)
-    above = density[(hertz >= 70) & (hertz < 200)].mean() * (hertz < CUTOFF).sum()
     # 100 dB below speech: noise of no power has no logarithm
-    s, n = _decibels(power) + SPEECH_BELOW, _decibels(above + 1e-10 * power) + NOISE_BELOW
-    _, p, s, n = division(_decibels(below), s, SPEECH_SPREAD, n, NOISE_SPREAD, points=33)
+    above = density[(hertz >= 70) & (hertz < 200)].mean() * len(residual) / 16000 + 1e-10 * power
+    below = butter(2, LOWEST, "low", fs=16000, output="sos")
+    lowest = sosfiltfilt(below, parts.low, padlen=min(len(parts.low) - 1, 3 * 16000))
+    deep, upper = (
+        _speech_of(waveform, band, parts.level, power, above, stft)
+        for waveform, band in zip((lowest, parts.low - lowest), BANDS, strict=True)
+    )
+    return deep + upper
 
-    spectrum = stft.analyse(torch.from_numpy(parts.low.astype(np.float32)))
+
+def _speech_of(
+    low: Waveform, band: Band, level: float, speech: float, density: float, stft: STFT
+) -> Waveform:
+    """That of one band, by the power of speech, and of noise in 1 Hz above, in the unit `level`."""
+    below = _power(low / level)
+    if below == 0:
+        return np.zeros_like(low)
+    s, n = _decibels(speech) + band.speech, _decibels(density * band.width) + band.noise
+    _, p, s, n = division(_decibels(below), s, band.speech_spread, n, band.noise_spread, points=33)
+
+    spectrum = stft.analyse(torch.from_numpy(low.astype(np.float32)))
     frames = (spectrum.abs().square().sum(-1).double().numpy()) + 1e-30
     frames = np.convolve(np.pad(frames, 1, mode="edge"), [0.25, 0.5, 0.25], mode="valid")
     unit = _decibels(frames.mean()) - _decibels(below)
@@ -139,7 +176,7 @@ def low_speech(parts: Parts, heard_speech: Waveform, stft: STFT) -> Waveform:
     )
     gain = p @ (of_frame @ share)  # (recording's case) (case, frame)
     filtered = torch.from_numpy(gain.astype(np.float32))[:, None] * spectrum
-    return stft.synthesise(filtered, len(parts.low)).numpy().astype(np.float64)
+    return stft.synthesise(filtered, len(low)).numpy().astype(np.float64)
 
 
 def division(

@@ -26,6 +26,7 @@ import torch
 from jaxtyping import Float32, Shaped
 
 from pyro_avse.defaults import SAMPLE_RATE
+from pyro_avse.distributions import squared_magnitude
 from pyro_avse.enhancement.blocks import AHEAD, LOW_CONTEXT, Overlap, Sound
 from pyro_avse.enhancement.front import Parts, low_speech
 from pyro_avse.inference.em import Observation
@@ -202,7 +203,7 @@ class Stream:
             self._spectra, self.state, self._guess, self._memory = self._ahead, None, None, None
             return self._completed(torch.zeros_like(due))
         x_new = self._ahead[-len(spectra) :] / level
-        guess, self._memory = self.guide.carry_on(x_new.abs().square().float(), self._memory)
+        guess, self._memory = self.guide.carry_on(squared_magnitude(x_new).float(), self._memory)
         count = guess.log_noise.mean.shape[-2]
         due, self._ahead = self._ahead.tensor_split([count])
         return self._completed(self._filtered(due, guess, level)) if count else np.zeros(0)
@@ -233,7 +234,7 @@ class Stream:
         self._spectra = torch.cat([self._spectra[len(self._spectra) - known :], spectra])
         x = self._spectra / level
         self._guess = guess if self._guess is None else lengthened(self._guess, guess, known)
-        power = x.real.square() + x.imag.square()
+        power = squared_magnitude(x)
         observation = Observation(self.prior, x, power, None, None, guess=self._guess)
         self.state = self._start(observation, guess, known, new)
         for _ in range(self.scheme.iterations):

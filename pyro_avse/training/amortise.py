@@ -13,7 +13,11 @@ Hearing: codes are for what they decode to. With weight `hearing` the loss has b
 
 the likelihood of the same recording with its noise 20 dB fainter. Where sound leaves several codes open, the forward
 divergence asks for their mean, whose variance is a geometric mean and too small; this asks for E|s|^2, which a Wiener
-filter wants. The scales of q learn from the divergence alone.
+filter wants.
+
+Filter: what is asked for in the end is G x. With weight `filter` the loss has log |s - G x|^2 / |s|^2 of each
+recording, G the Wiener filter of the same means and of the noise believed: where one of the two is doubtful, the error
+that matters less. Both of these move the means of q; its scales learn from the divergence alone.
 
 Wake [Bornschein and Bengio 2015]: the same x, but z is proposed by q itself, R times a frame, and counts by importance,
 
@@ -31,10 +35,12 @@ from typing import Any
 
 import pyro
 import torch
+from jaxtyping import Float
 from pyro import poutine
 from torch import Tensor
 
 from pyro_avse.enhancement.front import log_response
+from pyro_avse.inference.guess import gain_of, own_log_variance
 from pyro_avse.inference.target import CollapsedTarget
 from pyro_avse.models.guide import NoisyGuide
 from pyro_avse.models.nmf_noise import response_basis
@@ -49,6 +55,8 @@ NOISE_WEIGHT = 0.05
 """w."""
 VALID_BATCHES, CLIP = 4, 30.0
 """Batches that say how good the guide is, and the largest norm of a gradient."""
+UNHEARD = 0.003
+"""Of |s|^2: an error 25 dB fainter than speech is none."""
 SHORTEST, LONGEST = 0.5, 1.6
 """Of a recipe's frames, what a step's recordings may have; there are then more of them, or fewer."""
 
@@ -137,8 +145,12 @@ class Amortiser:
 
     def loss(self, q: Guess, pairs: Any) -> Tensor:
         """Sleep's, and hearing's share."""
-        loss, share = sleep_loss(self.guide, q, pairs), self.recipe.training.hearing
-        return loss + share * hearing_loss(self.guide, q, pairs) if share else loss
+        loss, options = sleep_loss(self.guide, q, pairs), self.recipe.training
+        if not options.hearing and not options.filter:
+            return loss
+        log_sigma = own_log_variance(q, self.guide.prior, pairs.features)
+        heard, filtered = hearing_loss(log_sigma, pairs), filter_loss(q, log_sigma, pairs)
+        return loss + options.hearing * heard + options.filter * filtered
 
     def believe(self, pairs: Any) -> Guess:
         """The guide's q of the pairs' recordings."""
@@ -210,14 +222,26 @@ def sleep_loss(guide: NoisyGuide, q: Guess, pairs: Pairs) -> Tensor:
     return -total / pairs.log_noise[..., 0].numel()
 
 
-def hearing_loss(guide: NoisyGuide, q: Guess, pairs: Pairs) -> Tensor:
-    """Minus the likelihood of the clearer recording at the means of q, in nats a frame; component k's weighs r_k."""
-    decoded = guide.prior.log_variance(q.codes.mean, pairs.features)
-    own = decoded[0] if len(decoded) == 1 else torch.diagonal(decoded).movedim(-1, 0)
+def hearing_loss(
+    log_sigma: Float[Tensor, "component utterance frame freq"], pairs: Pairs
+) -> Tensor:
+    """Minus the likelihood of the clearer recording at the means of q, in nats a frame; component k's weighs r_k.
+
+    `log_sigma` is what they decode to (`own_log_variance`).
+    """
     level = pairs.log_gain[:, None] + _response(pairs)
-    V = (own + level[:, None]).exp() + 10 ** (-CLEARER / 10) * pairs.log_noise.exp()
+    V = (log_sigma + level[:, None]).exp() + 10 ** (-CLEARER / 10) * pairs.log_noise.exp()
     loss = (V.log() + pairs.clear / V).sum(-1)
     return (pairs.responsibilities * loss).sum(0).mean()
+
+
+def filter_loss(
+    q: Guess, log_sigma: Float[Tensor, "component utterance frame freq"], pairs: Pairs
+) -> Tensor:
+    """log of |s - G x|^2 / |s|^2 of each recording, G the Wiener filter at the means of q; their mean, in nats."""
+    G = gain_of(q, log_sigma)
+    missed = (pairs.speech + G * (G * pairs.power - 2 * pairs.cross)).mean((-2, -1))
+    return (missed / pairs.speech.mean((-2, -1)) + UNHEARD).log().mean()
 
 
 def _response(pairs: Pairs) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from pyro_avse.data.corpora.corpus import Utterance
 from pyro_avse.data.media.level import CREST, LOUD
+from pyro_avse.distributions import squared_magnitude
 from pyro_avse.enhancement.front import log_response
 from pyro_avse.models.drawn_noise import DECIBEL, drawn_noise
 from pyro_avse.models.guide import RESPONSE_TERMS
@@ -28,7 +29,7 @@ from pyro_avse.stft import STFT
 from pyro_avse.training.frames import load_clips
 from pyro_avse.typing import InputError
 
-BABBLES = 0.33
+BABBLES = 0.45
 """The share of recordings in which other voices are heard."""
 LOWEST, HIGHEST = -15.0, 25.0
 """SNRs, dB."""
@@ -63,6 +64,10 @@ class Pairs:
     """Some recordings and what they were drawn from; `power` is heard."""
 
     power: Float[Tensor, "utterance frame freq"]
+    speech: Float[Tensor, "utterance frame freq"]
+    """|h c s|^2, of what is speech in x."""
+    cross: Float[Tensor, "utterance frame freq"]
+    """Re (h c s)^* x."""
     clear: Float[Tensor, "utterance frame freq"]
     """|x|^2 if the noise were `CLEARER` dB fainter."""
     features: Float[Tensor, "utterance frame feature"] | None
@@ -115,7 +120,7 @@ def load_speech(
     ends.append(count + PAUSE_FRAMES)
     means, scales, weights = [], [], []
     for spectrum, lips in zip(spectra, pictures, strict=True):
-        power = spectrum.abs().square().to(device)
+        power = squared_magnitude(spectrum).to(device)
         looked = None if lips is None else lips.to(device)
         mean, scale, r = frame_codes(prior, power, looked)
         means.append(mean.cpu())
@@ -197,12 +202,13 @@ def draw_pairs(
     c = (a @ response_basis(RESPONSE_TERMS, freqs, s.real)[1:]).exp()[:, None]
     h = torch.from_numpy(log_response(freqs)).float().to(device).exp()  # power
     wanted = snr[0] + (snr[1] - snr[0]) * torch.rand(utterances, 1, 1, device=device)
-    loud = (h * c * s.abs().square()).mean((-2, -1), keepdim=True)
+    loud = (h * c * squared_magnitude(s)).mean((-2, -1), keepdim=True)
     loud_noise = (h * drawn.variance).mean((-2, -1), keepdim=True)
     b_power = loud / loud_noise.clamp_min(1e-12) * (-DECIBEL * wanted).exp()
     heard, b = (h * c).sqrt() * s, (h * b_power).sqrt() * drawn.noise
     x, clear = heard + b, heard + 10 ** (-CLEARER / 20) * b
     level = frames_level(x, stft)[:, None, None]
+    at_level = level.square().reciprocal()
     K, L = len(speech.mean), speech.mean.shape[-1]
     eps = torch.randn(K, utterances, num_frames, L, device=device)
     mean, scale = (t[:, index].to(device) for t in (speech.mean, speech.scale))
@@ -211,14 +217,16 @@ def draw_pairs(
         kept = torch.rand(utterances, 1) >= lips_dropped
         lips_mask = (speech.has_lips[index] & kept).to(device)
     return Pairs(
-        power=x.abs().square() / level.square(),
-        clear=clear.abs().square() / level.square(),
+        power=squared_magnitude(x) * at_level,
+        speech=squared_magnitude(heard) * at_level,
+        cross=(heard.real * x.real + heard.imag * x.imag) * at_level,
+        clear=squared_magnitude(clear) * at_level,
         features=None if speech.features is None else speech.features[index].to(device),
         seen=None if speech.seen is None else speech.seen[index].to(device),
         lips_mask=lips_mask,
         log_gain=-2 * level[:, 0, 0].log(),
         response=a,
-        log_noise=(h * b_power * drawn.variance / level.square() + FAINTEST_NOISE).log(),
+        log_noise=(h * b_power * at_level * drawn.variance + FAINTEST_NOISE).log(),
         codes=mean + scale * eps,
         responsibilities=speech.responsibilities[:, index].to(device),
     )
@@ -228,7 +236,7 @@ def frames_level(spectrum: Tensor, stft: STFT) -> Tensor:
     """`speech_level`, of frames in place of moments: the loud ones between 150 and 4000 Hz, times the crest."""
     first, last = (round(hertz * stft.n_fft / 16000) for hertz in (150, 4000))
     mean_square = (
-        spectrum[..., first:last].abs().square().sum(-1) * 2 / (stft.n_fft * stft.n_fft / 2)
+        squared_magnitude(spectrum[..., first:last]).sum(-1) * 2 / (stft.n_fft * stft.n_fft / 2)
     )
     return CREST * mean_square.sqrt().quantile(LOUD, -1)
 
@@ -252,7 +260,7 @@ def _clips_in_a_row(speech: Speech, num_frames: int) -> Tensor:
 
 
 def _voices(speech: Speech, utterances: int, num_frames: int) -> Tensor:
-    """Sums of one to six voices, in a third of the recordings; in the others none."""
+    """Sums of one to six voices, in `BABBLES` of the recordings; in the others none."""
     summed = torch.zeros(utterances, num_frames, speech.spectrum.shape[-1], dtype=torch.complex64)
     for one in summed:
         if torch.rand(()) < BABBLES:

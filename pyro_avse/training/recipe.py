@@ -117,6 +117,8 @@ class GuideTraining:
     """It falls to 2 % along a cosine."""
     hearing: float = 0.05
     """Of what the codes decode to, in the loss (`pyro_avse.training.amortise`)."""
+    filter: float = 80.0
+    """Of what the guide's Wiener filter misses, in the loss."""
     wake: float = 0.0
     """The share of reweighted wake-sleep in the loss, from 0 to 1."""
     particles: int = 10
