@@ -133,6 +133,8 @@ class GuideRecipe:
     """A bundled name or a weight file; it stays as it is."""
     seed: int = 0
     half_precision: bool = False
+    quarter_precision: bool = False
+    """As in a prior's recipe."""
     start: str = ""
     """Another guide, whose networks it starts from where they fit: a file, or the bundled prior that it came with."""
     noise_floor_db: float = 40.0

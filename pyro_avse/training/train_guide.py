@@ -71,7 +71,8 @@ def train_guide(
             progress(row)
     guide_figure(run.history, out / CURVES)
     guide.load_state_dict(run.best)
-    save_guide(out / WEIGHTS, guide, stft, half=recipe.half_precision)
+    precision = {"half": recipe.half_precision, "quarter": recipe.quarter_precision}
+    save_guide(out / WEIGHTS, guide, stft, **precision)
     return out / WEIGHTS
 
 

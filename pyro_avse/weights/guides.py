@@ -18,7 +18,14 @@ from pyro_avse.models.separating_guide import SeparatingGuide
 from pyro_avse.stft import STFT
 from pyro_avse.typing import JSON, InputError
 from pyro_avse.weights.cards import FOLDER
-from pyro_avse.weights.tensors import Shapes, build, load_state, load_tensors, save_tensors
+from pyro_avse.weights.tensors import (
+    Shapes,
+    build,
+    in_quarters,
+    load_state,
+    load_tensors,
+    save_tensors,
+)
 
 G = TypeVar("G", NoisyGuide, SeparatingGuide)
 
@@ -33,9 +40,16 @@ def fingerprint(prior: Any) -> int:
 
 
 def save_guide(
-    path: Path, guide: NoisyGuide | SeparatingGuide, stft: STFT, *, half: bool = False
+    path: Path,
+    guide: NoisyGuide | SeparatingGuide,
+    stft: STFT,
+    *,
+    half: bool = False,
+    quarter: bool = False,
 ) -> None:
-    """Save a guide with all that `load_guide`, or `load_separating_guide`, needs; `half` stores float16."""
+    """Save a guide with all that `load_guide`, or `load_separating_guide`, needs; `half` and `quarter` as in
+    `save_prior`.
+    """
     header = {
         "separates": isinstance(guide, SeparatingGuide),
         "guide": guide.options,
@@ -44,7 +58,11 @@ def save_guide(
         "stft": asdict(stft),
     }
     state = guide.state_dict()
-    save_tensors(path, {k: v.half() for k, v in state.items()} if half else state, header)
+    if quarter:
+        state = in_quarters(state)
+    elif half:
+        state = {k: v.half() for k, v in state.items()}
+    save_tensors(path, state, header)
 
 
 def own_guide(model: str | Path, *, causal: bool = False, separates: bool = False) -> Path | None:
