@@ -21,7 +21,8 @@ from pyro_avse.data.corpora.corpus import find_corpus
 from pyro_avse.data.corpora.utterance import walk
 from pyro_avse.data.lips import lips as lips_module
 from pyro_avse.data.lips.open import load_lips
-from pyro_avse.data.media.audio import load_audio, open_blocks
+from pyro_avse.data.media.audio import load_audio
+from pyro_avse.data.media.blocks import open_blocks
 from pyro_avse.data.media.video import read_pictures
 from pyro_avse.lab.comparison import compare
 from pyro_avse.lab.diagnostics import diagnose, to_inference_data

@@ -32,7 +32,8 @@ from pyro_avse.data.lips.finder import FaceFinder
 from pyro_avse.data.lips.lips import SIDE, Lips, read_lips
 from pyro_avse.data.lips.speaker import LISTENED, choose_speaker
 from pyro_avse.data.media.audio import load_audio
-from pyro_avse.data.media.video import Timing, read_pictures, read_seconds, time_pictures
+from pyro_avse.data.media.container import read_seconds
+from pyro_avse.data.media.video import Timing, read_pictures, time_pictures
 from pyro_avse.files import beside, check_place, remove_litter, write_atomically
 from pyro_avse.typing import InputError
 

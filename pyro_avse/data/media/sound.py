@@ -5,6 +5,7 @@ silence, what comes twice is taken once. A difference of up to 10 ms is the roun
 adds up, as each block's own stamp tells its place.
 """
 
+import contextlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -25,6 +26,7 @@ from pyro_avse.data.media.container import (
     stream_of,
     streams_of,
 )
+from pyro_avse.errors import Silence
 from pyro_avse.typing import InputError
 
 ROUNDING = 0.01
@@ -53,10 +55,36 @@ class Sound:
     """How many the file has."""
 
 
-def decode_sound(path: Path, track: int = 0) -> Sound:
-    """The sound of a video or of any sound file that PyAV reads; `track` counts its sounds from 0.
+@dataclass(frozen=True)
+class Track:
+    """A sound track of an open file, decoded as its blocks are taken."""
 
-    Raises InputError for no sound, no such track, and a file that cannot be read or is damaged (with the second).
+    blocks: Iterator[Block]
+    """In a row, with silence in the gaps."""
+    sample_rate: int
+    num_channels: int
+    channels: tuple[str, ...]
+    """Their names, as far as the file says them."""
+    gaps: list[tuple[float, float]]
+    """In seconds from the first sample; grows as blocks are taken."""
+    tracks: tuple[str, ...]
+    """The languages of all that the file has."""
+
+    def notes(self, path: Path, track: int, delay: float) -> tuple[str, ...]:
+        """When all blocks are taken, what to say of gaps and of other tracks, a line each."""
+        notes = [f"{path}: {describe_gaps(self.gaps, max(0.0, delay))}"] if self.gaps else []
+        if len(self.tracks) > 1:
+            said = ", ".join(f"{k} {language}" for k, language in enumerate(self.tracks))
+            notes.append(f"{path} has {len(self.tracks)} sound tracks ({said}): {track} is taken")
+        return tuple(notes)
+
+
+@contextlib.contextmanager
+def open_track(path: Path, track: int = 0) -> Iterator[Track]:
+    """A sound of a video or of any sound file that PyAV reads; `track` counts its sounds from 0.
+
+    Raises InputError for no sound, no such track, and a file that cannot be read or is damaged (with the second): here,
+    or when its blocks are taken.
     """
     with opened(path) as container:
         stream = stream_of(container, "audio", track)
@@ -65,22 +93,40 @@ def decode_sound(path: Path, track: int = 0) -> Sound:
             raise InputError(f"{path} has no sound: give a video with sound, or the sound file")
         if stream is None:
             raise InputError(f"{path} has {len(tracks)} sound track(s), not {track}: count from 0")
-        if stream.codec_context is None:
+        context = stream.codec_context
+        if context is None:
             raise InputError(f"{path}: its sound is of a kind unknown here: convert it to .wav")
         timed = _blocks(container, stream, path)
-        first = list(islice(timed, 1))  # some codecs tell their rate with it
-        rate = stream.codec_context.sample_rate
+        first = list(islice(timed, 1))  # some codecs tell their rate and channels with it
+        rate = context.sample_rate
         if rate < 1:
             raise InputError(f"{path}: its sound has a sample rate of {rate} Hz: check the file")
-        blocks, gaps = place_blocks(chain(first, timed), rate, path)
-        names = tuple(channel.name for channel in stream.codec_context.layout.channels)
-        delay = read_starts(path, track).delay
-        notes = [f"{path}: {describe_gaps(gaps, max(0.0, delay))}"] if gaps else []
-        if len(tracks) > 1:
-            said = ", ".join(f"{k} {t.language or 'und'}" for k, t in enumerate(tracks))
-            notes.append(f"{path} has {len(tracks)} sound tracks ({said}): {track} is taken")
-    samples = np.concatenate(blocks, axis=1) if blocks else np.zeros((len(names), 0), np.float32)
-    return Sound(samples.T, rate, names, delay, tuple(notes), len(tracks))
+        gaps: list[tuple[float, float]] = []
+        yield Track(
+            place_blocks(chain(first, timed), rate, path, gaps),
+            rate,
+            len(first[0][1]) if first else context.layout.nb_channels,
+            tuple(channel.name for channel in context.layout.channels),
+            gaps,
+            tuple(t.language or "und" for t in tracks),
+        )
+
+
+def decode_sound(path: Path, track: int = 0) -> Sound:
+    """The whole of a track. Raises InputError as `open_track`."""
+    with open_track(path, track) as found:
+        blocks = list(found.blocks)
+    delay = read_starts(path, track).delay
+    nothing = np.zeros((found.num_channels, 0), np.float32)
+    samples = np.concatenate([nothing, *blocks], axis=1)
+    notes = found.notes(path, track, delay)
+    return Sound(samples.T, found.sample_rate, found.channels, delay, notes, len(found.tracks))
+
+
+def silent_track(path: Path, track: int, tracks: int) -> Silence:
+    """The refusal of one track that is silent, where there are others."""
+    other = 1 if track == 0 else 0
+    return Silence(f"{path}: its sound track {track} of {tracks} is silent: give --track {other}")
 
 
 def read_sound(path: Path, track: int = 0) -> tuple[Float64[np.ndarray, "sample channel"], int]:
@@ -90,15 +136,16 @@ def read_sound(path: Path, track: int = 0) -> tuple[Float64[np.ndarray, "sample 
 
 
 def place_blocks(
-    timed: Iterable[tuple[float | None, Block]], rate: int, path: Path
-) -> tuple[list[Block], list[tuple[float, float]]]:
-    """Blocks of sound in a row with silence in the gaps; and the gaps, in seconds from the first sample.
+    timed: Iterable[tuple[float | None, Block]],
+    rate: int,
+    path: Path,
+    gaps: list[tuple[float, float]],
+) -> Iterator[Block]:
+    """Blocks of sound in a row with silence in the gaps, which are noted, in seconds from the first sample.
 
     `timed` has each block's seconds, or None where nothing is said: right after the last one.
     Raises InputError for a jump back of more than 0.25 s, and one ahead of more than ten minutes.
     """
-    placed: list[Block] = []
-    gaps: list[tuple[float, float]] = []
     start, length, silent = None, 0, 0
     for time, block in timed:
         missing = 0
@@ -112,13 +159,12 @@ def place_blocks(
                 raise damaged(path, start + length / rate, "its sound is nearly nothing but gaps")
         if missing > ROUNDING * rate:
             gaps.append((length / rate, (length + missing) / rate))
-            placed.append(np.zeros((len(block), missing), np.float32))
+            yield np.zeros((len(block), missing), np.float32)
             length += missing
         elif missing < -ROUNDING * rate:
             block = block[:, -missing:]
-        placed.append(block)
+        yield block
         length += block.shape[1]
-    return placed, gaps
 
 
 def describe_gaps(gaps: list[tuple[float, float]], delay: float = 0.0) -> str:
