@@ -41,7 +41,7 @@ def write_sound(
     lost: tuple[float, float] = (0, 0),
     **options: str,
 ) -> Path:
-    """Pictures, and from `at` seconds on a sound (channel, sample) but for what is `lost`; of two tracks one is silent."""
+    """Pictures, and from `at` seconds on a sound (channel, sample) but for what is `lost`; of two tracks the first is 0."""
     with av.open(str(path), "w", format=form, options=options) as media:
         streams: list[Any] = []
         if pictures:
