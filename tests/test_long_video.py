@@ -41,7 +41,7 @@ def write_sound(
     lost: tuple[float, float] = (0, 0),
     **options: str,
 ) -> Path:
-    """Pictures, and from `at` seconds on a sound (channel, sample) but for what is `lost`; of two tracks the first is 0."""
+    """Pictures, and a sound (channel, sample) from `at` seconds on but for what is `lost`; the first of two is silent."""
     with av.open(str(path), "w", format=form, options=options) as media:
         streams: list[Any] = []
         if pictures:

@@ -152,7 +152,7 @@ class VideoFile:
         if len(samples) == 0:
             return
         frame = av.AudioFrame.from_ndarray(
-            np.ascontiguousarray(samples.T), format="fltp", layout=layout_of(self.channels)
+            np.ascontiguousarray(samples).reshape(1, -1), "flt", layout_of(self.channels)
         )
         frame.sample_rate, frame.time_base = self.rate, Fraction(1, self.rate)
         frame.pts = self.next_sample
@@ -328,7 +328,7 @@ def _packets(source: Path, index: int, into: Any, start: Fraction) -> Iterator[A
             for before in reversed(held):
                 if before.dts < following:
                     break
-                before.dts = following = following - max(1, before.duration or 1)
+                before.dts = following = following - max(1, (before.duration or 1) // 8)
             packet.stream = into
             held.append(packet)
             if len(held) > AHEAD:

@@ -67,12 +67,19 @@ class Track:
     """Their names, as far as the file says them."""
     gaps: list[tuple[float, float]]
     """In seconds from the first sample; grows as blocks are taken."""
+    changes: list[float]
+    """When channels or rate become others, as of `gaps`."""
     tracks: tuple[str, ...]
     """The languages of all that the file has."""
 
     def notes(self, path: Path, track: int, delay: float) -> tuple[str, ...]:
         """When all blocks are taken, what to say of gaps and of other tracks, a line each."""
         notes = [f"{path}: {describe_gaps(self.gaps, max(0.0, delay))}"] if self.gaps else []
+        if self.changes:
+            at = max(0.0, delay) + self.changes[0]
+            notes.append(
+                f"{path}: channels or sample rate change at {at:.2f} s: turned into those before"
+            )
         if len(self.tracks) > 1:
             said = ", ".join(f"{k} {language}" for k, language in enumerate(self.tracks))
             notes.append(f"{path} has {len(self.tracks)} sound tracks ({said}): {track} is taken")
@@ -96,7 +103,8 @@ def open_track(path: Path, track: int = 0) -> Iterator[Track]:
         context = stream.codec_context
         if context is None:
             raise InputError(f"{path}: its sound is of a kind unknown here: convert it to .wav")
-        timed = _blocks(container, stream, path)
+        changes: list[float] = []
+        timed = _blocks(container, stream, path, changes)
         first = list(islice(timed, 1))  # some codecs tell their rate and channels with it
         rate = context.sample_rate
         if rate < 1:
@@ -108,6 +116,7 @@ def open_track(path: Path, track: int = 0) -> Iterator[Track]:
             len(first[0][1]) if first else context.layout.nb_channels,
             tuple(channel.name for channel in context.layout.channels),
             gaps,
+            changes,
             tuple(t.language or "und" for t in tracks),
         )
 
@@ -176,24 +185,43 @@ def describe_gaps(gaps: list[tuple[float, float]], delay: float = 0.0) -> str:
     return f"no sound at {said}: silence stands there, so that the rest keeps its time"
 
 
-def _blocks(container: Any, stream: Any, path: Path) -> Iterator[tuple[float | None, Block]]:
-    """The decoded blocks with their times; what an encoder added at the end is cut off the last one."""
-    resampler = av.AudioResampler(format="fltp")
+def _blocks(
+    container: Any, stream: Any, path: Path, changes: list[float]
+) -> Iterator[tuple[float | None, Block]]:
+    """The decoded blocks with their times; what an encoder added at the end is cut off the last one.
+
+    Where rate or channels change, as broadcasts do between programmes, all that follows is turned into the first ones,
+    and the seconds from the first block are noted.
+    """
     held: tuple[float | None, Block] | None = None
-    padding, time = 0, None
+    padding, time, first, form = 0, None, None, None
+    resampler: Any = None
     for frame in frames_of(container, stream, path):
         if held is not None:
             yield held
+        first = frame if first is None else first
+        count = first.layout.nb_channels
         time = frame.time
         padding = 0
         if frame.duration and frame.time_base == Fraction(1, frame.sample_rate):
             padding = max(0, frame.samples - frame.duration)
         try:
-            parts = [part.to_ndarray() for part in resampler.resample(frame)]
+            if form != (form := (frame.sample_rate, frame.layout.name, frame.format.name)):
+                if frame is not first:
+                    changes.append((time or 0.0) - (first.time or 0.0))
+                layout = "mono" if frame.layout.nb_channels < count else first.layout
+                resampler = av.AudioResampler("flt", layout, first.sample_rate)
+            parts = [_samples(part, count) for part in resampler.resample(frame)]
         except ValueError as error:
             raise damaged(path, time or 0.0, str(error)) from None
         held = (time, np.concatenate(parts, axis=1)) if parts else None
-    rest = [part.to_ndarray() for part in resampler.resample(None)] if held is not None else []
     if held is not None:
+        rest = [_samples(part, count) for part in resampler.resample(None)]
         last = np.concatenate([held[1], *rest], axis=1)
         yield held[0], last[:, : last.shape[1] - padding]
+
+
+def _samples(frame: Any, count: int) -> Block:
+    """Of an interleaved frame, as PyAV reads beyond the channels of one that has eight; one channel is given to all."""
+    channels = frame.to_ndarray().reshape(-1, frame.layout.nb_channels).T
+    return np.repeat(channels, count // len(channels), axis=0)
