@@ -317,6 +317,7 @@ def _packets(source: Path, index: int, into: Any, start: Fraction) -> Iterator[A
         stream = container.streams[index]
         shift = round(start / stream.time_base)
         held: deque[Any] = deque()
+        share = 1
         for packet in container.demux(stream):
             if not packet.size:
                 continue
@@ -328,9 +329,10 @@ def _packets(source: Path, index: int, into: Any, start: Fraction) -> Iterator[A
             for before in reversed(held):
                 if before.dts < following:
                     break
-                before.dts = following = following - max(1, (before.duration or 1) // 8)
+                before.dts = following = following - max(1, (before.duration or 1) // share)
             packet.stream = into
             held.append(packet)
             if len(held) > AHEAD:
                 yield held.popleft()
+                share = 8  # what is written stays: those after it are moved by less than lies between two
         yield from held
