@@ -41,7 +41,7 @@ def write_sound(
     lost: tuple[float, float] = (0, 0),
     **options: str,
 ) -> Path:
-    """Pictures, and a sound (channel, sample) from `at` seconds on but for what is `lost`; the first of two is silent."""
+    """Pictures, and from `at` seconds on a sound (channel, sample), but for what is `lost`; the first of two is 0."""
     with av.open(str(path), "w", format=form, options=options) as media:
         streams: list[Any] = []
         if pictures:

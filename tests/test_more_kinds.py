@@ -1,4 +1,4 @@
-"""Further kinds of videos: eight channels, broadcasts that change on the way, pictures that overlap."""
+"""Further kinds of files: eight channels, broadcasts that change on the way, glued sounds, names that are wrong."""
 
 import re
 from fractions import Fraction
@@ -8,11 +8,13 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+import soundfile
 
 from pyro_avse.data.media.audio import load_audio
 from pyro_avse.data.media.copying import check_video, copy_pictures
 from pyro_avse.data.media.saving import save_together
 from pyro_avse.data.media.sound import decode_sound
+from pyro_avse.enhancement.long import open_sound
 
 RATE = 48000
 VOICE = 0.1 * np.random.default_rng(0).standard_normal(3 * RATE)
@@ -88,3 +90,41 @@ def test_a_broadcast_that_changes_on_the_way(
         copy_pictures(tmp_path / f"o{suffix}", path, audio.original, audio.sample_rate)
         with av.open(str(tmp_path / f"o{suffix}")) as made:
             assert sum(1 for packet in made.demux(video=0) if packet.size) == 150
+
+
+@pytest.mark.parametrize("block", [0, 3])
+def test_a_video_named_mp3(tmp_path: Path, block: float) -> None:
+    """libmpg123 would find silence in it; a .mp3 with something before its beginning is one."""
+    path = write(tmp_path / "a.mkv", np.tile(VOICE, 2)[None], "mono", "flac")
+    named = path.rename(tmp_path / "a.mp3")
+    assert open_sound(named, block=block).num_samples == 2 * len(VOICE)
+    soundfile.write(tmp_path / "b.mp3", VOICE, RATE)
+    (tmp_path / "c.mp3").write_bytes(bytes(1000) + (tmp_path / "b.mp3").read_bytes())
+    for name in ("b.mp3", "c.mp3"):
+        assert load_audio(tmp_path / name).num_samples == pytest.approx(len(VOICE), abs=3000)
+
+
+@pytest.mark.parametrize("block", [0, 3])
+def test_an_ogg_of_several(tmp_path: Path, block: float) -> None:
+    """As recorded radio is: each counts from 0, and one follows the other."""
+    soundfile.write(tmp_path / "a.ogg", VOICE, RATE)
+    (tmp_path / "two.ogg").write_bytes(2 * (tmp_path / "a.ogg").read_bytes())
+    audio = open_sound(tmp_path / "two.ogg", block=block)
+    assert audio.num_samples == pytest.approx(2 * len(VOICE), abs=3000)
+    assert audio.notes == ()
+
+
+@pytest.mark.parametrize("block", [0, 3])
+def test_what_libsndfile_breaks_off(
+    tmp_path: Path, block: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it does some .opus in their midst: PyAV reads it."""
+
+    class Breaks(soundfile.SoundFile):  # type: ignore[misc]
+        def read(self, *arguments: Any, **options: Any) -> np.ndarray:
+            raise soundfile.LibsndfileError(3)
+
+    save_together([tmp_path / "a.opus"], [(np.tile(VOICE, 2),)], RATE)
+    monkeypatch.setattr(soundfile, "SoundFile", Breaks)
+    audio = open_sound(tmp_path / "a.opus", block=block)
+    assert audio.num_samples == pytest.approx(2 * len(VOICE), abs=1000)

@@ -19,7 +19,14 @@ from jaxtyping import Float, Float32, Shaped
 from pyro_avse.data.media import TOLERANCE
 from pyro_avse.data.media.channels import choose
 from pyro_avse.data.media.level import speech_level
-from pyro_avse.data.media.reading import UNKNOWN, ends_early, names_of, open_file, read_whole
+from pyro_avse.data.media.reading import (
+    UNKNOWN,
+    Unreadable,
+    ends_early,
+    names_of,
+    open_file,
+    read_whole,
+)
 from pyro_avse.defaults import SAMPLE_RATE
 from pyro_avse.errors import Silence
 from pyro_avse.files import VIDEOS
@@ -83,15 +90,14 @@ def load_audio(
         return _decoded(path, channel, track)
     if track:
         raise InputError(f"{path} has one sound track, not {track}: tracks are of videos")
-    with contextlib.ExitStack() as files:
-        try:
-            file = files.enter_context(open_file(path))
-        except InputError as refusal:
-            return _decoded(path, channel, track, refusal)
-        if file.frames >= UNKNOWN:  # libsndfile cannot read it to its end
-            return _decoded(path, channel, track)
-        samples, sample_rate = read_whole(file, path), file.samplerate
-        said, form, codec = file.frames, file.format, file.subtype
+    try:
+        with open_file(path) as file:
+            if file.frames >= UNKNOWN:  # libsndfile cannot read it to its end
+                return _decoded(path, channel, track)
+            samples, sample_rate = read_whole(file, path), file.samplerate
+            said, form, codec = file.frames, file.format, file.subtype
+    except Unreadable as refusal:
+        return _decoded(path, channel, track, refusal)
     if len(samples) == 0:  # recorders that were switched off say so, and have written all the same
         with contextlib.suppress(InputError):
             return _decoded(path, channel, track)

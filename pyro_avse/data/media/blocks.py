@@ -6,7 +6,6 @@ what is in memory already. A file is read three times: for its channels, for its
 
 import contextlib
 import math
-import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile
 from jaxtyping import Float, Float32, Shaped
 
 from pyro_avse.data.media.audio import (
@@ -31,7 +29,14 @@ from pyro_avse.data.media.audio import (
 from pyro_avse.data.media.channels import Choice, choose
 from pyro_avse.data.media.level import level_of_moments, moments
 from pyro_avse.data.media.muted import muted
-from pyro_avse.data.media.reading import UNKNOWN, EndsEarly, ends_early, names_of, open_file
+from pyro_avse.data.media.reading import (
+    UNKNOWN,
+    EndsEarly,
+    Unreadable,
+    ends_early,
+    names_of,
+    open_file,
+)
 from pyro_avse.defaults import SAMPLE_RATE
 from pyro_avse.errors import Silence
 from pyro_avse.typing import InputError
@@ -81,7 +86,11 @@ def open_long(
             blocks = decode_blocks(path, track=track, **more) if _may_last(path, seconds) else None
     elif said > seconds and not track:
         with contextlib.suppress(EndsEarly):
-            blocks = open_blocks(path, **more)
+            try:
+                blocks = open_blocks(path, **more)
+            except Unreadable:  # some .opus, after their beginning
+                with contextlib.suppress(InputError):
+                    blocks = decode_blocks(path, track=track, **more)
     if blocks is not None and blocks.num_samples <= seconds * blocks.sample_rate:
         return None
     return blocks
@@ -172,12 +181,9 @@ def opening(audio: Audio | Blocks, seconds: float) -> Float32[np.ndarray, "sampl
 
 def _says(path: Path) -> float | None:
     """The seconds that libsndfile finds in a header; None where it reads none, or no length."""
-    try:
-        with muted():
-            info = soundfile.info(os.fsencode(path))
-    except (soundfile.LibsndfileError, TypeError):
-        return None
-    return None if info.frames >= UNKNOWN else float(info.duration)
+    with contextlib.suppress(InputError), open_file(path) as file:
+        return None if file.frames >= UNKNOWN else file.frames / file.samplerate
+    return None
 
 
 def _may_last(path: Path, seconds: float) -> bool:

@@ -110,8 +110,9 @@ def open_track(path: Path, track: int = 0) -> Iterator[Track]:
         if rate < 1:
             raise InputError(f"{path}: its sound has a sample rate of {rate} Hz: check the file")
         gaps: list[tuple[float, float]] = []
+        alone = stream_of(container, "video") is None
         yield Track(
-            place_blocks(chain(first, timed), rate, path, gaps),
+            place_blocks(chain(first, timed), rate, path, gaps, glued=alone),
             rate,
             len(first[0][1]) if first else context.layout.nb_channels,
             tuple(channel.name for channel in context.layout.channels),
@@ -149,11 +150,14 @@ def place_blocks(
     rate: int,
     path: Path,
     gaps: list[tuple[float, float]],
+    *,
+    glued: bool = False,
 ) -> Iterator[Block]:
     """Blocks of sound in a row with silence in the gaps, which are noted, in seconds from the first sample.
 
     `timed` has each block's seconds, or None where nothing is said: right after the last one.
-    Raises InputError for a jump back of more than 0.25 s, and one ahead of more than ten minutes.
+    Sound that may be `glued` of several files, as recorded radio is, may count from 0 again: one follows the other.
+    Else raises InputError for a jump back of more than 0.25 s; and for one ahead of more than ten minutes.
     """
     start, length, silent = None, 0, 0
     for time, block in timed:
@@ -161,6 +165,8 @@ def place_blocks(
         if time is not None:
             start = time - length / rate if start is None else start
             missing = round((time - start) * rate) - length
+            if missing < -TOLERANCE * rate and glued:
+                start, missing = time - length / rate, 0
             if missing < -TOLERANCE * rate or missing > LONGEST_GAP * rate:
                 raise damaged(path, start + length / rate, f"the sound jumps to {time:.2f} s")
             silent += max(0, missing)
