@@ -5,7 +5,8 @@ alone; and how often the one of two faces is taken whose sound it is.
         --noise ../shared/data/noise --out docs/figures/faces.png
 
 A face is found where the middle of its mouth lies within 15 % of the face's width of where the picture's change has put
-it. For pairs, each clip's sound is held against its own lips and those of every other clip.
+it. For pairs, each clip's sound is held against its own lips and those of every other clip. The figure shows a drawn
+face: no picture of a person is part of this repository.
 """
 
 import argparse
@@ -50,6 +51,7 @@ def main() -> None:
     truths = [
         np.median([old(picture)[0] for picture in pictures[::5]], axis=0) for pictures in clips
     ]
+    drawn = draw_face()
     figure = Figure(figsize=(13, 4.2), layout="constrained")
     axes = figure.subplots(3, len(CHANGES))
     print("| picture | by landmarks | by the cascade |\n| --- | --- | --- |")
@@ -68,8 +70,8 @@ def main() -> None:
                     finder.turn, finder.waited = 0, 99
                     hits[k] += near(finder(seen), face, moved)
         print(f"| {name} | {hits[0]:.0f} of {count} | {hits[1]:.0f} of {count} |", flush=True)
-        wide = cv2.copyMakeBorder(clips[-1][20], *[BORDER] * 4, cv2.BORDER_CONSTANT, value=(GREY,))
-        draw(column, name, change(wide, truths[-1] + SHIFT)[0], (new, old))
+        wide = cv2.copyMakeBorder(drawn, *[BORDER] * 4, cv2.BORDER_CONSTANT, value=(GREY,))
+        draw(column, name, change(wide, old(drawn)[0] + SHIFT)[0], (new, old))
     save_figure(figure, args.out)
     if args.lips and args.noise:
         print_pairs(args.lips, args.noise)
@@ -99,6 +101,40 @@ def draw(axes: np.ndarray, name: str, picture: np.ndarray, finders: tuple[FaceFi
     for axis in axes:
         axis.set_xticks([])
         axis.set_yticks([])
+
+
+def draw_face() -> np.ndarray:
+    """A face of grey ellipses, 288 x 360 pixels; drawn larger, softened and lit from the left."""
+    size = 4
+    picture = np.full((288 * size, 360 * size), 165, np.uint8)
+
+    def ellipse(
+        x: float, y: float, a: float, b: float, level: int, arc: tuple[int, int] = (0, 360)
+    ) -> None:
+        centre, axes = (round(size * x), round(size * y)), (round(size * a), round(size * b))
+        width = -1 if arc == (0, 360) else 4 * size
+        cv2.ellipse(picture, centre, axes, 0, *arc, (level,), width, cv2.LINE_AA)
+
+    ellipse(180, 300, 120, 75, 70)  # shoulders
+    ellipse(180, 215, 28, 50, 150)  # neck
+    ellipse(180, 120, 64, 80, 45)  # hair
+    ellipse(180, 142, 53, 70, 200)
+    for side in (-1, 1):
+        ellipse(180 + 55 * side, 145, 7, 14, 185)  # ear
+        ellipse(180 + 22 * side, 114, 15, 8, 70, (200, 340))  # brow
+        ellipse(180 + 22 * side, 129, 13, 9, 165)
+        ellipse(180 + 22 * side, 129, 10, 5, 235)  # eye
+        ellipse(180 + 22 * side, 129, 5, 5, 40)
+        ellipse(180 + 7 * side, 163, 4, 2.5, 90)  # nostril
+    ellipse(180, 150, 5, 18, 215)  # nose, and its shade
+    ellipse(174, 150, 2, 16, 170)
+    ellipse(180, 188, 20, 5, 120)  # lips
+    ellipse(180, 192, 17, 6, 140)
+    ellipse(180, 189, 18, 1.2, 60)
+    ellipse(180, 207, 16, 4, 180)  # chin
+    soft = cv2.GaussianBlur(picture, (0, 0), 2.0 * size)
+    lit = np.clip(soft * np.linspace(1.08, 0.85, soft.shape[1]), 0, 255).astype(np.uint8)
+    return cv2.resize(lit, (360, 288), interpolation=cv2.INTER_AREA)
 
 
 def turn(degrees: float) -> Change:

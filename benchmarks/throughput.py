@@ -29,7 +29,8 @@ import soundfile
 import torch
 
 from pyro_avse.data.lips.lips import Lips
-from pyro_avse.data.media.audio import audio_from_array, open_blocks
+from pyro_avse.data.media.audio import audio_from_array
+from pyro_avse.data.media.blocks import open_blocks
 from pyro_avse.data.media.saving import save_pieces
 from pyro_avse.defaults import DEFAULT_MODEL
 from pyro_avse.enhancement.enhancer import Enhancer, Recording

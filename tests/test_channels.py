@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from pyro_avse.data.media.audio import load_audio, open_blocks
+from pyro_avse.data.media.audio import load_audio
+from pyro_avse.data.media.blocks import open_blocks
 from pyro_avse.data.media.channels import Choice, choose
 from pyro_avse.typing import InputError
 

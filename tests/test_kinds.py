@@ -14,7 +14,8 @@ import soundfile
 
 from pyro_avse.cli.app import say
 from pyro_avse.data.media import container as containers
-from pyro_avse.data.media.audio import count_channels, load_audio, open_blocks
+from pyro_avse.data.media.audio import count_channels, load_audio
+from pyro_avse.data.media.blocks import open_blocks
 from pyro_avse.data.media.copying import check_video, copy_pictures
 from pyro_avse.data.media.level import speech_level
 from pyro_avse.data.media.video import read_pictures

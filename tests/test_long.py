@@ -19,15 +19,8 @@ from torch import Tensor
 
 from pyro_avse.cli import main
 from pyro_avse.data.lips.lips import Lips
-from pyro_avse.data.media.audio import (
-    Audio,
-    Blocks,
-    _spans,
-    audio_from_array,
-    cut_blocks,
-    load_audio,
-    open_blocks,
-)
+from pyro_avse.data.media.audio import Audio, audio_from_array, load_audio
+from pyro_avse.data.media.blocks import Blocks, _spans, cut_blocks, open_blocks
 from pyro_avse.data.media.saving import save_audio, save_pieces
 from pyro_avse.enhancement.enhancer import Enhancer
 from pyro_avse.enhancement.long import OVERLAP, enhance_blocks, fade_in, open_sound

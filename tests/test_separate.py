@@ -13,7 +13,8 @@ import torch
 
 from pyro_avse import InputError, Separated, separate
 from pyro_avse.cli import main
-from pyro_avse.data.media.audio import audio_from_array, cut_blocks
+from pyro_avse.data.media.audio import audio_from_array
+from pyro_avse.data.media.blocks import cut_blocks
 from pyro_avse.enhancement.separate import Separator, separate_blocks
 from pyro_avse.inference.speakers import SpeakersEM
 from pyro_avse.stft import STFT

@@ -8,7 +8,8 @@ import numpy as np
 from jaxtyping import Float32
 
 from pyro_avse.data.lips.lips import Lips
-from pyro_avse.data.media.audio import Audio, Blocks, count_channels
+from pyro_avse.data.media.audio import Audio, count_channels
+from pyro_avse.data.media.blocks import Blocks
 from pyro_avse.enhancement.enhancer import Enhancer
 from pyro_avse.enhancement.long import Piece, enhance_blocks, open_sound
 from pyro_avse.errors import Silence

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
-from pyro_avse.data.media.audio import Audio, Blocks, load_audio, opening
+from pyro_avse.data.media.audio import Audio, load_audio
+from pyro_avse.data.media.blocks import Blocks, opening
 from pyro_avse.data.media.saving import check_holds, check_writable, save_together
 from pyro_avse.defaults import DEFAULT_INFERENCE, DEFAULT_MODEL, SAMPLE_RATE
 from pyro_avse.enhancement.channels import Samples, measure_channels, open_channels
@@ -261,7 +262,7 @@ def draw_names(output: Path, count: int) -> list[Path]:
 
 @dataclass(frozen=True)
 class Places:
-    """Where speech, noise and draws go: sounds together, all whole or none; a video before the others."""
+    """Where speech, noise and draws go: together, all whole or none."""
 
     output: Path
     noise: Path | None
@@ -320,22 +321,15 @@ class Places:
                 check_holds(path, sample_rate, self.channels)
 
     def write_pieces(self, pieces: Iterator[list[Waveform]], sample_rate: int) -> None:
-        """Speech, noise and draws piece by piece; into a video, as a whole."""
-        sounds = [*([] if self.noise is None else [self.noise]), *self.draws]
+        """Speech, noise and draws piece by piece."""
         kept = slice(1 if self.noise is None else 0, None)  # of noise and draws
-        if kind_of(self.output) == "video":
-            from pyro_avse.data.media.copying import copy_pictures
-
-            speech, *others = (np.concatenate(parts) for parts in zip(*pieces, strict=True))
-            copy_pictures(self.output, self.noisy, speech.T, sample_rate, self.track)
-            if sounds:
-                heads = [self._silence() for _ in sounds]
-                save_together(sounds, [heads, others[kept]], sample_rate, self.channels)
-            return
+        places = [self.output, *([] if self.noise is None else [self.noise]), *self.draws]
         heads = [self._silence() for _ in range(2 + len(self.draws))]
-        every = chain([heads], pieces)
-        wanted = ([speech, *others[kept]] for speech, *others in every)
-        save_together([self.output, *sounds], wanted, sample_rate, self.channels)
+        if kind_of(self.output) == "video":
+            heads[0] = heads[0][:0]  # whose pictures come before its sound
+        wanted = ([speech, *others[kept]] for speech, *others in chain([heads], pieces))
+        pictures = (self.noisy, self.track)
+        save_together(places, wanted, sample_rate, self.channels, pictures)
 
     def doubt(self, seconds: float, stft: STFT) -> UncertaintyFile | None:
         """The file of the uncertainty, for a recording that lasts so long; None where none is asked for."""

@@ -23,8 +23,6 @@ where a block's edge is less well known, and sin^2 between. The weights sum to o
 speech; so what a scheme leaves as it is comes out as it was.
 """
 
-import contextlib
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -33,20 +31,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile
 from jaxtyping import Float32, Float64
 
 from pyro_avse.data.lips.lips import Lips
-from pyro_avse.data.media.audio import (
-    Audio,
-    Blocks,
-    check_recording,
-    cut_blocks,
-    load_audio,
-    open_blocks,
-)
-from pyro_avse.data.media.muted import muted
-from pyro_avse.data.media.reading import UNKNOWN, EndsEarly
+from pyro_avse.data.media.audio import Audio, check_recording, load_audio
+from pyro_avse.data.media.blocks import Blocks, cut_blocks, open_long
 from pyro_avse.enhancement.enhanced import Enhanced
 from pyro_avse.enhancement.enhancer import Enhancer, Recording
 from pyro_avse.enhancement.uncertainty import Uncertainty, of_silence
@@ -151,29 +140,20 @@ def open_sound(
 ) -> Audio | Blocks:
     """A recording, or the blocks of one that lasts longer than `block` seconds; 0 is no limit.
 
-    The sound of a video is decoded as a whole, and then cut. Raises InputError as `load_audio`, and for blocks under
-    three times `OVERLAP`.
+    Raises InputError as `load_audio`, and for blocks under three times `OVERLAP`.
     """
     if block != 0 and not block >= 3 * OVERLAP:
         raise InputError(f"blocks of {block:g} s: give {3 * OVERLAP:g} or more, or 0 for none")
     check_recording(path)
-    if not track and _says_longer(path, block):
-        with contextlib.suppress(EndsEarly):  # `load_audio` says so, or takes what there is
-            return open_blocks(path, seconds=block, overlap=OVERLAP, channel=channel)
+    if block:
+        more: Any = {"seconds": block, "overlap": OVERLAP, "channel": channel}
+        blocks = open_long(path, track=track, **more)
+        if blocks is not None:
+            return blocks
     audio = load_audio(path, channel=channel, track=track)
-    if block and audio.num_samples > block * audio.sample_rate:
+    if block and audio.num_samples > block * audio.sample_rate:  # longer than its file says
         return cut_blocks(audio, seconds=block, overlap=OVERLAP)
     return audio
-
-
-def _says_longer(path: Path, block: float) -> bool:
-    """Whether a sound file says that it lasts longer than a block; a video, or what `load_audio` refuses, does not."""
-    try:
-        with muted():
-            info = soundfile.info(os.fsencode(path))
-    except (soundfile.LibsndfileError, TypeError):
-        return False
-    return 0 < block < info.duration and info.frames < UNKNOWN
 
 
 def measure_blocks(

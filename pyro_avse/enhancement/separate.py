@@ -18,7 +18,8 @@ from jaxtyping import Bool, Float, Float32, Shaped
 from torch import Tensor
 
 from pyro_avse.data.lips.lips import Lips, lips_from_array, lips_on_grid, mask_on_grid
-from pyro_avse.data.media.audio import Audio, Blocks, audio_from_array
+from pyro_avse.data.media.audio import Audio, audio_from_array
+from pyro_avse.data.media.blocks import Blocks
 from pyro_avse.defaults import SAMPLE_RATE, SEPARATION_MODEL
 from pyro_avse.enhancement.enhancer import Enhancer, Recording
 from pyro_avse.enhancement.long import fade_in

@@ -16,7 +16,7 @@ from jaxtyping import Float32
 
 from pyro_avse.data.lips.lips import Lips, check_length, fit_lips
 from pyro_avse.data.lips.open import load_lips
-from pyro_avse.data.media.audio import Blocks
+from pyro_avse.data.media.blocks import Blocks
 from pyro_avse.data.media.saving import check_writable, save_together
 from pyro_avse.defaults import SEPARATION_MODEL
 from pyro_avse.enhancement.long import open_sound

@@ -32,7 +32,9 @@ from pyro_avse.data.lips.finder import FaceFinder
 from pyro_avse.data.lips.lips import SIDE, Lips, read_lips
 from pyro_avse.data.lips.speaker import LISTENED, choose_speaker
 from pyro_avse.data.media.audio import load_audio
-from pyro_avse.data.media.video import Timing, read_pictures, read_seconds, time_pictures
+from pyro_avse.data.media.blocks import open_long, opening
+from pyro_avse.data.media.container import read_seconds
+from pyro_avse.data.media.video import Timing, read_pictures, time_pictures
 from pyro_avse.files import beside, check_place, remove_litter, write_atomically
 from pyro_avse.typing import InputError
 
@@ -121,9 +123,11 @@ def watch(
 
 
 def _hear(path: Path, track: int) -> Float32[np.ndarray, "sample"] | None:
-    """The channel with the voice; None for no sound, or a silent one."""
+    """The beginning of the channel with the voice; None for no sound, or a silent one."""
     try:
-        return load_audio(path, track=track).waveform
+        blocks = open_long(path, seconds=LISTENED, overlap=1.0, track=track)
+        audio = load_audio(path, track=track) if blocks is None else blocks
+        return opening(audio, LISTENED)
     except InputError:
         return None
 
@@ -217,7 +221,7 @@ def _cut(
     if not any(face.shown.any() for face in faces):
         lips = Lips(np.zeros((1, SIDE, SIDE), np.uint8), timing.fps, np.zeros(1, bool))
         return [Watched(lips, np.full((1, 5), np.nan), faces[0].gaps, faces[0].notes)]
-    mouths = np.zeros((len(faces), len(times), SIDE, SIDE), np.uint8)
+    mouths = [np.zeros((len(times), SIDE, SIDE), np.uint8) for _ in faces]
     for k, (_, grey) in enumerate(read_pictures(path, track)):
         seen = [number for number, face in enumerate(faces) if face.shown[k]]
         if not seen:
@@ -234,13 +238,14 @@ def _cut(
                     f"{boxes}: the mouth at {times[k]:.2f} s is at ({x:.0f}, {y:.0f}), outside the picture of "
                     f"{picture.shape[1]} x {picture.shape[0]} pixels: mend the boxes"
                 )
-            mouths[number, k] = cut_mouth(picture, place)
+            mouths[number][k] = cut_mouth(picture, place)
         progress(0.5 + 0.5 * k / len(times), "cutting lips")
     watched = []
     for face, cut in zip(faces, mouths, strict=True):
         mask = face.shown[timing.shown]
         mask = mask if timing.mask is None else mask & timing.mask
-        lips = Lips(cut[timing.shown], timing.fps, None if mask.all() else mask)
+        shown = cut if timing.note is None else cut[timing.shown]  # an hour of them is 0.4 GB
+        lips = Lips(shown, timing.fps, None if mask.all() else mask)
         watched.append(Watched(lips, face.places[timing.shown], face.gaps, face.notes))
     return watched
 

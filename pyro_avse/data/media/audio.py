@@ -3,14 +3,12 @@ and level out.
 
 `load_audio` (or `audio_from_array`) refuses what cannot be enhanced, `restore` undoes its
 resampling and scaling, and `save_audio` writes a whole file or nothing. What is too long for memory
-comes in blocks (`open_blocks`, `cut_blocks`) and goes in pieces (`save_pieces`). Which channel has the voice
-is a question of `channels`, where the samples of a video stand in time one of `sound`.
+comes in blocks (`blocks`) and goes in pieces (`save_pieces`). Which channel has the voice is a question of `channels`,
+where the samples of a video stand in time one of `sound`.
 """
 
 import contextlib
-import math
 import os
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,10 +17,16 @@ import soxr
 from jaxtyping import Float, Float32, Shaped
 
 from pyro_avse.data.media import TOLERANCE
-from pyro_avse.data.media.channels import Choice, choose
-from pyro_avse.data.media.level import level_of_moments, moments, speech_level
-from pyro_avse.data.media.muted import muted
-from pyro_avse.data.media.reading import UNKNOWN, ends_early, names_of, open_file, read_whole
+from pyro_avse.data.media.channels import choose
+from pyro_avse.data.media.level import speech_level
+from pyro_avse.data.media.reading import (
+    UNKNOWN,
+    Unreadable,
+    ends_early,
+    names_of,
+    open_file,
+    read_whole,
+)
 from pyro_avse.defaults import SAMPLE_RATE
 from pyro_avse.errors import Silence
 from pyro_avse.files import VIDEOS
@@ -34,8 +38,6 @@ SHORTEST = 1024 / SAMPLE_RATE
 
 DECODED = VIDEOS | {".m4a", ".oga"}
 """What PyAV reads, and libsndfile is not asked for."""
-MOST_BLOCKS = 100_000
-"""Of a recording: a month in blocks of 30 s."""
 LOWEST = 1000
 """Hz: of less, nothing of speech is left, and 16 kHz are far more samples than there are."""
 LARGEST = 1e37
@@ -71,25 +73,6 @@ class Audio:
         return len(self.original)
 
 
-@dataclass(frozen=True)
-class Blocks:
-    """A recording in blocks, each sharing some time with the next; one is in memory at a time."""
-
-    spans: list[tuple[int, int]]
-    """First sample of each block, and the one after its last, at the recording's rate."""
-    sample_rate: int
-    read: Callable[[], Iterator[Audio]]
-    """The blocks, from the first, in the unit of the whole recording: its peak is 1, not each block's."""
-    delay: float = 0.0
-    notes: tuple[str, ...] = ()
-    """Both as of `Audio`."""
-
-    @property
-    def num_samples(self) -> int:
-        """Of the recording, at its own rate."""
-        return self.spans[-1][1]
-
-
 def load_audio(
     path: str | os.PathLike[str], *, channel: str | int = "auto", track: int = 0
 ) -> Audio:
@@ -107,15 +90,14 @@ def load_audio(
         return _decoded(path, channel, track)
     if track:
         raise InputError(f"{path} has one sound track, not {track}: tracks are of videos")
-    with contextlib.ExitStack() as files:
-        try:
-            file = files.enter_context(open_file(path))
-        except InputError as refusal:
-            return _decoded(path, channel, track, refusal)
-        if file.frames >= UNKNOWN:  # libsndfile cannot read it to its end
-            return _decoded(path, channel, track)
-        samples, sample_rate = read_whole(file, path), file.samplerate
-        said, form, codec = file.frames, file.format, file.subtype
+    try:
+        with open_file(path) as file:
+            if file.frames >= UNKNOWN:  # libsndfile cannot read it to its end
+                return _decoded(path, channel, track)
+            samples, sample_rate = read_whole(file, path), file.samplerate
+            said, form, codec = file.frames, file.format, file.subtype
+    except Unreadable as refusal:
+        return _decoded(path, channel, track, refusal)
     if len(samples) == 0:  # recorders that were switched off say so, and have written all the same
         with contextlib.suppress(InputError):
             return _decoded(path, channel, track)
@@ -132,7 +114,7 @@ def load_audio(
     count = samples.shape[1]
     choice = choose([samples], sample_rate, count, channel, str(path), names_of(path, count))
     audio = _normalise(choice.of(samples), sample_rate, name=str(path), path=path)
-    return replace(audio, notes=notes + _said(choice))
+    return replace(audio, notes=notes + choice.notes)
 
 
 def check_recording(path: Path) -> None:
@@ -153,9 +135,10 @@ def count_channels(path: Path, track: int = 0) -> int:
     if path.suffix.lower() not in DECODED:
         with contextlib.suppress(InputError), open_file(path) as file:
             return file.channels
-    from pyro_avse.data.media.sound import decode_sound  # PyAV takes a while to load
+    from pyro_avse.data.media.sound import open_track  # PyAV takes a while to load
 
-    return decode_sound(path, track).samples.shape[1]
+    with open_track(path, track) as found:
+        return found.num_channels
 
 
 def audio_from_array(mixture: Shaped[np.ndarray, "..."], sample_rate: int) -> Audio:
@@ -173,73 +156,6 @@ def audio_from_array(mixture: Shaped[np.ndarray, "..."], sample_rate: int) -> Au
     return _normalise(mixture.astype(np.float64), int(sample_rate), name="mixture", path=None)
 
 
-def open_blocks(
-    path: Path, *, seconds: float, overlap: float, channel: str | int = "auto"
-) -> Blocks:
-    """A sound file in blocks of at most `seconds`, neighbours sharing `overlap` seconds; read once for its peak.
-
-    Raises InputError as `load_audio` does, but knows no videos; and for a file that ends early, blocks too short.
-    """
-    with open_file(path) as file:
-        rate, num_samples = file.samplerate, file.frames
-        _check_length(num_samples, rate, path)
-        parts = (
-            file.read(round(seconds * rate), dtype="float64", always_2d=True)
-            for _ in range(0, num_samples, round(seconds * rate))
-        )
-        names = names_of(path, file.channels)
-        choice = choose(parts, rate, file.channels, channel, str(path), names)
-    spans = _spans(num_samples, rate, seconds, overlap)
-    loudest = peak = 0.0
-    rms = []
-    for (start, _), samples in zip(spans, _read_spans(path, spans, choice), strict=True):
-        _check_finite(samples, rate, path, start)
-        loudest = max(loudest, float(np.abs(samples).max()))
-        resampled = _resample(samples, rate, SAMPLE_RATE)
-        peak = max(peak, float(np.abs(resampled).max()))
-        rms.append(moments(resampled))
-    if loudest < SMALLEST:
-        raise _silent(path, num_samples)
-    _check_band(peak / loudest, path)
-    level = level_of_moments(np.concatenate(rms)) / peak or 1.0
-
-    def read() -> Iterator[Audio]:
-        for samples in _read_spans(path, spans, choice):
-            waveform = (_resample(samples, rate, SAMPLE_RATE) / peak).astype(np.float32)
-            yield Audio(waveform, peak, rate, samples.astype(np.float32), level, path)
-
-    return Blocks(spans, rate, read, notes=_said(choice))
-
-
-def cut_blocks(audio: Audio, *, seconds: float, overlap: float) -> Blocks:
-    """The same of a recording in memory."""
-    rate = audio.sample_rate
-    spans = _spans(audio.num_samples, rate, seconds, overlap)
-
-    def read() -> Iterator[Audio]:
-        for start, stop in spans:
-            end = None if stop == audio.num_samples else stop * SAMPLE_RATE // rate
-            waveform = audio.waveform[start * SAMPLE_RATE // rate : end]
-            original = audio.original[start:stop]
-            yield Audio(waveform, audio.peak, rate, original, audio.level, audio.path)
-
-    return Blocks(spans, rate, read, audio.delay, audio.notes)
-
-
-def opening(audio: Audio | Blocks, seconds: float) -> Float32[np.ndarray, "sample"]:
-    """The first seconds of a recording at 16 kHz, or all of a shorter one."""
-    wanted = round(seconds * SAMPLE_RATE)
-    if isinstance(audio, Audio):
-        return audio.waveform[:wanted]
-    heard = np.zeros(0, np.float32)
-    for (start, _), block in zip(audio.spans, audio.read(), strict=True):
-        known = start * SAMPLE_RATE // audio.sample_rate
-        heard = np.concatenate([heard[:known], block.waveform])
-        if len(heard) >= wanted:
-            break
-    return heard[:wanted]
-
-
 def restore(
     waveform: Float[np.ndarray, "sample"], like: Audio
 ) -> Float32[np.ndarray, "original_sample"]:
@@ -254,59 +170,23 @@ def restore(
             f"waveform has shape {waveform.shape}, the recording {like.waveform.shape} at 16 kHz:"
             " restore what was made from it"
         )
-    resampled = _resample(waveform.astype(np.float64) * like.peak, SAMPLE_RATE, like.sample_rate)
+    resampled = resample(waveform.astype(np.float64) * like.peak, SAMPLE_RATE, like.sample_rate)
     missing = max(0, like.num_samples - len(resampled))
     return np.pad(resampled[: like.num_samples], (0, missing)).astype(np.float32)
-
-
-def _spans(
-    num_samples: int, sample_rate: int, seconds: float, overlap: float
-) -> list[tuple[int, int]]:
-    """Blocks as long as each other, whose borders are whole samples at the recording's rate and at 16 kHz."""
-    tick = sample_rate // math.gcd(sample_rate, SAMPLE_RATE)
-    total, shared = -(-num_samples // tick), math.ceil(overlap * sample_rate / tick)
-    longest = int(seconds * sample_rate / tick)
-    if longest < 3 * shared:  # else three blocks might meet
-        raise InputError(
-            f"blocks of {seconds:g} s that share {overlap:g} s: give {3 * overlap:g} s or more"
-        )
-    count = max(1, -((shared - total) // (longest - shared)))
-    if count > MOST_BLOCKS:
-        raise InputError(
-            f"the recording says it lasts {num_samples / sample_rate / 86400:.0f} days: check the file"
-        )
-    starts = [k * (total - shared) // count * tick for k in range(count)]
-    ends = [start + shared * tick for start in starts[1:]]
-    return list(zip(starts, [*ends, num_samples], strict=True))
-
-
-def _read_spans(
-    path: Path, spans: list[tuple[int, int]], choice: Choice
-) -> Iterator[Float[np.ndarray, "sample"]]:
-    """One channel of each span, in one pass through the file; what two spans share is kept meanwhile."""
-    with open_file(path) as file:
-        held, at = np.zeros(0), 0
-        for start, stop in spans:
-            with muted():
-                new = choice.of(file.read(stop - at, dtype="float64", always_2d=True))
-            if len(new) < stop - at:
-                raise ends_early(path, (at + len(new)) / file.samplerate)
-            held, at = np.concatenate([held[len(held) - (at - start) :], new]), stop
-            yield held
 
 
 def _normalise(
     samples: Float[np.ndarray, "sample"], sample_rate: int, *, name: str, path: Path | None
 ) -> Audio:
-    _check_length(len(samples), sample_rate, name)
-    _check_finite(samples, sample_rate, name)
+    check_length(len(samples), sample_rate, name)
+    check_finite(samples, sample_rate, name)
     if np.abs(samples).max() < SMALLEST:
-        raise _silent(name, len(samples))
+        raise silent(name, len(samples))
     # Twice: a resampled peak is not the original's, and so no level over- or underflows.
     first_peak = float(np.abs(samples).max())
-    resampled = _resample(samples / first_peak, sample_rate, SAMPLE_RATE)
+    resampled = resample(samples / first_peak, sample_rate, SAMPLE_RATE)
     second_peak = float(np.abs(resampled).max())
-    _check_band(second_peak, name)
+    check_band(second_peak, name)
     waveform = (resampled / second_peak).astype(np.float32)
     return Audio(
         waveform=waveform,
@@ -318,7 +198,7 @@ def _normalise(
     )
 
 
-def _check_length(num_samples: int, sample_rate: int, name: str | Path) -> None:
+def check_length(num_samples: int, sample_rate: int, name: str | Path) -> None:
     seconds = num_samples / sample_rate
     if num_samples == 0:
         raise InputError(f"{name} is empty: give at least {SHORTEST} s of sound")
@@ -328,7 +208,7 @@ def _check_length(num_samples: int, sample_rate: int, name: str | Path) -> None:
         raise InputError(f"{name} lasts {seconds:.4f} s: give at least {SHORTEST} s, one window")
 
 
-def _check_finite(
+def check_finite(
     samples: Float[np.ndarray, "sample"], sample_rate: int, name: str | Path, start: int = 0
 ) -> None:
     if not np.isfinite(samples).all():
@@ -339,11 +219,11 @@ def _check_finite(
         raise InputError(f"{name} holds samples as large as {largest:.0e}: scale it down")
 
 
-def _silent(name: str | Path, num_samples: int) -> Silence:
+def silent(name: str | Path, num_samples: int) -> Silence:
     return Silence(f"{name} is silent, all {num_samples} samples are 0: check the recording")
 
 
-def _check_band(peak_left: float, name: str | Path) -> None:
+def check_band(peak_left: float, name: str | Path) -> None:
     if peak_left < 1e-4:
         raise InputError(f"{name} holds nothing under 8 kHz, where speech is: check the recording")
 
@@ -353,7 +233,7 @@ def _decoded(
 ) -> Audio:
     """The sound of a container through PyAV; what it cannot read either has libsndfile's `refusal`, if there is."""
     from pyro_avse.data.media.container import has_pictures  # PyAV takes a while to load
-    from pyro_avse.data.media.sound import decode_sound
+    from pyro_avse.data.media.sound import decode_sound, silent_track
 
     try:
         sound = decode_sound(path, track)
@@ -369,16 +249,9 @@ def _decoded(
     except Silence:
         if sound.tracks == 1:
             raise
-        other = 1 if track == 0 else 0
-        raise Silence(
-            f"{path}: its sound track {track} of {sound.tracks} is silent: give --track {other}"
-        ) from None
-    return replace(audio, delay=sound.delay, notes=sound.notes + _said(choice))
+        raise silent_track(path, track, sound.tracks) from None
+    return replace(audio, delay=sound.delay, notes=sound.notes + choice.notes)
 
 
-def _said(choice: Choice) -> tuple[str, ...]:
-    return () if choice.note is None else (choice.note,)
-
-
-def _resample(samples: Float[np.ndarray, "sample"], old: int, new: int) -> np.ndarray:
+def resample(samples: Float[np.ndarray, "sample"], old: int, new: int) -> np.ndarray:
     return samples if old == new else soxr.resample(samples, old, new)

@@ -4,7 +4,7 @@ A microphone is often on one channel of two, and a film's voices are in its cent
 (150 to 4000 Hz) of every channel, and takes the first one unless it is silent, far fainter than another, or of a film.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +33,10 @@ class Choice:
     channel: int | None
     """From 0; None: the mean of all."""
     note: str | None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return () if self.note is None else (self.note,)
 
     def of(self, samples: Shaped[np.ndarray, "sample channel"]) -> Float[np.ndarray, "sample"]:
         """One channel of samples, float64."""
@@ -89,20 +93,36 @@ def hear(
 ) -> tuple[Float[np.ndarray, "channel"], float]:
     """The level of each channel's speech band while it is loud, and that of their mean; 0 for silence."""
     heard: list[np.ndarray] = []
-    for block in blocks:
-        for start in range(0, len(block), STRETCH * sample_rate):
-            part = block[start : start + STRETCH * sample_rate].astype(np.float64)
-            part = np.nan_to_num(part, nan=0.0, posinf=0.0, neginf=0.0)  # refused when it is read
-            part = np.column_stack([part, part.mean(axis=1)])
-            part = part if sample_rate == SAMPLE_RATE else soxr.resample(part, sample_rate, 16000)
-            if len(part):
-                heard.append(np.stack([moments(column) for column in part.T]))
+    for stretch in _stretches(blocks, STRETCH * sample_rate):
+        part = np.nan_to_num(stretch, nan=0.0, posinf=0.0, neginf=0.0)  # refused when it is read
+        part = np.column_stack([part, part.mean(axis=1)])
+        part = part if sample_rate == SAMPLE_RATE else soxr.resample(part, sample_rate, 16000)
+        if len(part):
+            heard.append(np.stack([moments(column) for column in part.T]))
     if not heard:
         return np.zeros(count), 0.0
     moments_heard = np.concatenate(heard, axis=1)
     levels = np.quantile(moments_heard, LOUD, axis=1)
     levels = np.maximum(levels, 1e-3 * moments_heard.max(axis=1))  # one word is no silence
     return levels[:-1], float(levels[-1])
+
+
+def _stretches(
+    blocks: Iterable[Shaped[np.ndarray, "sample channel"]], length: int
+) -> Iterator[Float[np.ndarray, "sample channel"]]:
+    """The same samples, so many at once: decoders give a thousand."""
+    held: list[np.ndarray] = []
+    size = 0
+    for block in blocks:
+        while len(block):
+            held.append(block[: length - size])
+            block = block[length - size :]
+            size += len(held[-1])
+            if size == length:
+                yield np.concatenate(held).astype(np.float64)
+                held, size = [], 0
+    if size:
+        yield np.concatenate(held).astype(np.float64)
 
 
 def _index(channel: str | int, count: int, name: str) -> int | None:

@@ -90,6 +90,12 @@ def has_pictures(path: Path) -> bool:
         return False
 
 
+def read_seconds(path: Path) -> float:
+    """What a file says it lasts; 0 where it says nothing. Raises InputError for what cannot be read."""
+    with opened(path) as container:
+        return (container.duration or 0) / av.time_base
+
+
 def read_starts(path: Path, track: int = 0) -> Starts:
     """When the pictures and the sound of a file begin: the sound by its first decoded block, as encoders run ahead."""
     with opened(path) as container:

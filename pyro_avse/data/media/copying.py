@@ -4,6 +4,7 @@ Whether the new container takes the pictures is asked before any work, by writin
 tracks, subtitles, chapters and the title come along where it takes them; `check_video` says what it does not.
 """
 
+import contextlib
 import io
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -11,16 +12,17 @@ from dataclasses import dataclass
 from fractions import Fraction
 from heapq import merge
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import av
 import numpy as np
 import soxr
-from jaxtyping import Float
+from jaxtyping import Float, Float32
 
 from pyro_avse.data.media.container import opened, read_starts, stream_of
 from pyro_avse.data.media.encoding import layout_of
-from pyro_avse.files import beside, check_place
+from pyro_avse.files import beside, check_place, refused
 from pyro_avse.typing import InputError
 
 CODECS = {".mp4": "aac", ".m4v": "aac", ".mov": "aac", ".mkv": "aac", ".webm": "libopus"}
@@ -53,50 +55,137 @@ def copy_pictures(
     sample_rate: int,
     track: int = 0,
 ) -> None:
-    """Write the pictures of `source`, not encoded again, under a waveform that replaces its sound `track`.
-
-    The container is what `path` ends in (`CODECS`); the sound is AAC, or Opus in .webm, and starts where the first
-    sample of the replaced one does. What else there is comes along where the container takes it.
-    Raises InputError as `check_video`, and for pictures that cannot be copied.
-    """
-    suffix = path.suffix.lower()
-    plan = _plan(path, source, track)
-    check_place(path)
-    starts = read_starts(source, track)
-    known = [start for start in (starts.pictures, starts.sound) if start is not None]
-    start = min(known, default=Fraction(0))
-    delay = Fraction(0) if starts.sound is None else starts.sound - start
+    """A whole `VideoFile` of a waveform; an older file is replaced whole or kept. Raises InputError as it does."""
+    check_video(path, source, track)
+    channels = np.atleast_2d(waveform)
 
     def write(part: Path) -> None:
-        with opened(source) as old, av.open(str(part), "w", format=FORMATS[suffix]) as new:
-            new.metadata.update({k: v for k, v in old.metadata.items() if k not in TECHNICAL})
-            _copy_chapters(old, new, start)
+        with VideoFile(part, path, source, track, sample_rate, len(channels)) as file:
+            file.write(channels.T)
+        part.replace(path.resolve())
+
+    beside(path, write)
+
+
+class VideoFile:
+    """A video that is written to as soundfile's files are: the pictures of `source` under the sound that comes.
+
+    Pictures are not encoded again. The container is what `path` ends in (`CODECS`); `part` is what is written. The
+    sound is AAC, or Opus in .webm, at 48 kHz where the codec does not have its rate. It replaces the source's sound
+    `track` and starts where the first sample of that one does. What else there is comes along where the container
+    takes it.
+    Raises InputError as `check_video`, for pictures that cannot be copied, and for a disk that refuses.
+    """
+
+    def __init__(
+        self, part: Path, path: Path, source: Path, track: int, sample_rate: int, channels: int = 1
+    ) -> None:
+        suffix = path.suffix.lower()
+        self.path, self.source, self.channels = path, source, channels
+        plan = _plan(path, source, track)
+        self.pictures = plan.pictures
+        starts = read_starts(source, track)
+        known = [start for start in (starts.pictures, starts.sound) if start is not None]
+        start = min(known, default=Fraction(0))
+        delay = Fraction(0) if starts.sound is None else starts.sound - start
+        rates = av.codec.Codec(CODECS[suffix], "w").audio_rates
+        self.rate = sample_rate if rates is None or sample_rate in rates else 48000
+        self.resample = (
+            None
+            if self.rate == sample_rate
+            else soxr.ResampleStream(sample_rate, self.rate, channels, dtype="float32")
+        )
+        self.next_sample = round(delay * self.rate)
+        with self._said(), opened(source) as old:
+            self.new: Any = av.open(str(part), "w", format=FORMATS[suffix])
+            self.new.metadata.update({k: v for k, v in old.metadata.items() if k not in TECHNICAL})
+            _copy_chapters(old, self.new, start)
             replaced = stream_of(old, "audio", track)
-            sound, streams = None, {}
+            streams = {}
             place = len(old.streams) if replaced is None else replaced.index
             for index in sorted((plan.pictures, *plan.others, place)):  # as they were
                 if index == place:
-                    sound = _encode(new, CODECS[suffix], waveform, sample_rate, delay)
+                    self.sound = self._add_sound(CODECS[suffix])
                 else:
-                    streams[index] = _add(new, old.streams[index])
-            assert sound is not None
+                    streams[index] = _add(self.new, old.streams[index])
             if replaced is not None:
-                _copy_tags(replaced, sound[0])
-            copied = [_packets(source, k, into, start) for k, into in streams.items() if into]
-            for packet in merge(iter(sound[1]), *copied, key=lambda p: p.dts * p.time_base):
-                new.mux(packet)
-        part.replace(path.resolve())
+                _copy_tags(replaced, self.sound)
+        copied = [_packets(source, k, into, start) for k, into in streams.items() if into]
+        self.copied = merge(*copied, key=_clock)
+        self.waiting: Any = None
 
-    try:
-        beside(path, write)
-    except InputError:  # a full disk, a damaged source: said already
-        raise
-    except (av.FFmpegError, ValueError) as error:
-        raise _refused(path, source, str(error).splitlines()[0], plan.pictures) from None
+    def __enter__(self) -> "VideoFile":
+        with self._said():
+            self.waiting = next(self.copied, None)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: object, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            with contextlib.suppress(av.FFmpegError, OSError, ValueError):
+                self.new.close()
+            return
+        with self._said():
+            if self.resample is not None:
+                nothing = np.zeros((0, self.channels), np.float32)
+                self._encode(self.resample.resample_chunk(nothing, last=True))
+            self._mux(self.sound.encode(None))
+            while self.waiting is not None:
+                self._mux_waiting()
+            self.new.close()
+
+    def write(self, piece: Float[np.ndarray, "sample *channel"]) -> None:
+        """The next samples, (sample,) or (sample, channel), and the pictures until then."""
+        samples = np.asarray(piece, np.float32).reshape(len(piece), self.channels)
+        with self._said():
+            if self.resample is not None:
+                samples = self.resample.resample_chunk(samples)
+            self._encode(samples)
+
+    def _add_sound(self, codec: str) -> Any:
+        stream = self.new.add_stream(codec, rate=self.rate, layout=layout_of(self.channels))
+        stream.bit_rate = min(192_000, 4 * self.rate) * self.channels
+        return stream
+
+    def _encode(self, samples: Float32[np.ndarray, "sample channel"]) -> None:
+        if len(samples) == 0:
+            return
+        frame = av.AudioFrame.from_ndarray(
+            np.ascontiguousarray(samples).reshape(1, -1), "flt", layout_of(self.channels)
+        )
+        frame.sample_rate, frame.time_base = self.rate, Fraction(1, self.rate)
+        frame.pts = self.next_sample
+        self.next_sample += len(samples)
+        self._mux(self.sound.encode(frame))
+
+    def _mux(self, sound: list[Any]) -> None:
+        """In the order of decoding."""
+        for packet in sound:
+            while self.waiting is not None and _clock(self.waiting) < _clock(packet):
+                self._mux_waiting()
+            self.new.mux(packet)
+
+    def _mux_waiting(self) -> None:
+        self.new.mux(self.waiting)
+        self.waiting = next(self.copied, None)
+
+    @contextlib.contextmanager
+    def _said(self) -> Iterator[None]:
+        """Why it failed: a damaged source (said already), the disk, or the container."""
+        try:
+            yield
+        except InputError:
+            raise
+        except OSError as error:
+            raise refused(self.path, error) from None
+        except (av.FFmpegError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise _refused(self.path, self.source, reason, self.pictures) from None
 
 
 def check_video(path: Path, source: Path, track: int = 0) -> list[str]:
-    """Whether `copy_pictures` can write there, and what it will leave out, a line each; call it before any work.
+    """Whether a `VideoFile` can be written there, and what it will leave out, a line each; call it before any work.
 
     Raises InputError for an extension not in `CODECS`, a source without pictures, pictures that the container does not
     take (with one that does), and a place that cannot be written.
@@ -213,26 +302,9 @@ def _copy_chapters(old: Any, new: Any, start: Fraction) -> None:
         new.set_chapters(chapters)
 
 
-def _encode(
-    container: Any,
-    codec: str,
-    waveform: Float[np.ndarray, "*channel sample"],
-    rate: int,
-    delay: Fraction,
-) -> tuple[Any, list[Any]]:
-    """A stream, and the packets of a sound that starts at `delay` seconds."""
-    channels = np.atleast_2d(waveform)
-    known = av.codec.Codec(codec, "w").audio_rates
-    if known is not None and rate not in known:
-        channels, rate = soxr.resample(channels.T, rate, 48000).T, 48000
-    layout = layout_of(len(channels))
-    stream = container.add_stream(codec, rate=rate, layout=layout)
-    stream.bit_rate = min(192_000, 4 * rate) * len(channels)
-    frame = av.AudioFrame.from_ndarray(
-        np.ascontiguousarray(channels, np.float32), format="fltp", layout=layout
-    )
-    frame.sample_rate, frame.time_base, frame.pts = rate, Fraction(1, rate), round(delay * rate)
-    return stream, [*stream.encode(frame), *stream.encode(None)]
+def _clock(packet: Any) -> Fraction:
+    """When it is to be decoded, in seconds."""
+    return Fraction(packet.dts * packet.time_base)
 
 
 def _packets(source: Path, index: int, into: Any, start: Fraction) -> Iterator[Any]:
@@ -245,6 +317,7 @@ def _packets(source: Path, index: int, into: Any, start: Fraction) -> Iterator[A
         stream = container.streams[index]
         shift = round(start / stream.time_base)
         held: deque[Any] = deque()
+        share = 1
         for packet in container.demux(stream):
             if not packet.size:
                 continue
@@ -256,9 +329,10 @@ def _packets(source: Path, index: int, into: Any, start: Fraction) -> Iterator[A
             for before in reversed(held):
                 if before.dts < following:
                     break
-                before.dts = following = following - max(1, before.duration or 1)
+                before.dts = following = following - max(1, (before.duration or 1) // share)
             packet.stream = into
             held.append(packet)
             if len(held) > AHEAD:
                 yield held.popleft()
+                share = 8  # what is written stays: those after it are moved by less than lies between two
         yield from held

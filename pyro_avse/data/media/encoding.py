@@ -76,7 +76,7 @@ class EncodedFile:
         if len(samples) == 0:
             return
         frame = av.AudioFrame.from_ndarray(
-            np.ascontiguousarray(samples.T), format="fltp", layout=layout_of(self.channels)
+            np.ascontiguousarray(samples).reshape(1, -1), "flt", layout_of(self.channels)
         )
         frame.sample_rate, frame.time_base = self.rate, Fraction(1, self.rate)
         frame.pts = self.written

@@ -11,7 +11,7 @@ import numpy as np
 import soundfile
 from jaxtyping import Float
 
-from pyro_avse.files import beside, check_place, refused, signals_held
+from pyro_avse.files import beside, check_place, kind_of, refused, signals_held
 from pyro_avse.typing import InputError
 
 SUBTYPES = {"WAV": "FLOAT", "FLAC": "PCM_24"}
@@ -47,19 +47,23 @@ def save_together(
     pieces: Iterable[Sequence[Float[np.ndarray, "sample *channel"]]],
     sample_rate: int,
     channels: int = 1,
+    pictures: tuple[Path, int] | None = None,
 ) -> None:
     """The same of several waveforms that come together, one for each path: all are renamed when all are whole.
 
-    Each is (sample,), or (sample, channel) of that many channels.
+    Each is (sample,), or (sample, channel) of that many channels. `pictures` is a video and the sound track in it,
+    from 0, that is replaced in those of the paths that are videos.
     """
     for path in paths:
-        check_writable(path)
+        if pictures is None or kind_of(Path(path)) != "video":
+            check_writable(path)
 
     def write(parts: list[Path]) -> None:
         with contextlib.ExitStack() as files:
             opened = []
             for path, part in zip(paths, parts, strict=True):
-                opened.append(_created(files, part, Path(path), sample_rate, channels))
+                form = (sample_rate, channels, pictures)
+                opened.append(_created(files, part, Path(path), *form))
             for together in pieces:
                 for path, (said, file), piece in zip(paths, opened, together, strict=True):
                     if not np.isfinite(piece).all():
@@ -169,11 +173,21 @@ def _cannot_hold(
 
 
 def _created(
-    files: contextlib.ExitStack, part: Path, path: Path, sample_rate: int, channels: int
+    files: contextlib.ExitStack,
+    part: Path,
+    path: Path,
+    sample_rate: int,
+    channels: int,
+    pictures: tuple[Path, int] | None,
 ) -> tuple[Callable[[], contextlib.AbstractContextManager[None]], Any]:
     """A new file with `write`, of the format that `path` names, and what a write stands under."""
+    if pictures is not None and kind_of(path) == "video":
+        from pyro_avse.data.media.copying import VideoFile  # PyAV takes a while to load
+
+        video = VideoFile(part, path, *pictures, sample_rate, channels)
+        return contextlib.nullcontext, files.enter_context(video)
     if path.suffix.lower() in ENCODED:
-        from pyro_avse.data.media.encoding import EncodedFile  # PyAV takes a while to load
+        from pyro_avse.data.media.encoding import EncodedFile
 
         encoded = EncodedFile(part, path.suffix.lower(), sample_rate, channels)
         return contextlib.nullcontext, files.enter_context(encoded)

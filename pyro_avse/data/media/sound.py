@@ -5,6 +5,7 @@ silence, what comes twice is taken once. A difference of up to 10 ms is the roun
 adds up, as each block's own stamp tells its place.
 """
 
+import contextlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -25,6 +26,7 @@ from pyro_avse.data.media.container import (
     stream_of,
     streams_of,
 )
+from pyro_avse.errors import Silence
 from pyro_avse.typing import InputError
 
 ROUNDING = 0.01
@@ -53,10 +55,43 @@ class Sound:
     """How many the file has."""
 
 
-def decode_sound(path: Path, track: int = 0) -> Sound:
-    """The sound of a video or of any sound file that PyAV reads; `track` counts its sounds from 0.
+@dataclass(frozen=True)
+class Track:
+    """A sound track of an open file, decoded as its blocks are taken."""
 
-    Raises InputError for no sound, no such track, and a file that cannot be read or is damaged (with the second).
+    blocks: Iterator[Block]
+    """In a row, with silence in the gaps."""
+    sample_rate: int
+    num_channels: int
+    channels: tuple[str, ...]
+    """Their names, as far as the file says them."""
+    gaps: list[tuple[float, float]]
+    """In seconds from the first sample; grows as blocks are taken."""
+    changes: list[float]
+    """When channels or rate become others, as of `gaps`."""
+    tracks: tuple[str, ...]
+    """The languages of all that the file has."""
+
+    def notes(self, path: Path, track: int, delay: float) -> tuple[str, ...]:
+        """When all blocks are taken, what to say of gaps and of other tracks, a line each."""
+        notes = [f"{path}: {describe_gaps(self.gaps, max(0.0, delay))}"] if self.gaps else []
+        if self.changes:
+            at = max(0.0, delay) + self.changes[0]
+            notes.append(
+                f"{path}: channels or sample rate change at {at:.2f} s: turned into those before"
+            )
+        if len(self.tracks) > 1:
+            said = ", ".join(f"{k} {language}" for k, language in enumerate(self.tracks))
+            notes.append(f"{path} has {len(self.tracks)} sound tracks ({said}): {track} is taken")
+        return tuple(notes)
+
+
+@contextlib.contextmanager
+def open_track(path: Path, track: int = 0) -> Iterator[Track]:
+    """A sound of a video or of any sound file that PyAV reads; `track` counts its sounds from 0.
+
+    Raises InputError for no sound, no such track, and a file that cannot be read or is damaged (with the second): here,
+    or when its blocks are taken.
     """
     with opened(path) as container:
         stream = stream_of(container, "audio", track)
@@ -65,22 +100,43 @@ def decode_sound(path: Path, track: int = 0) -> Sound:
             raise InputError(f"{path} has no sound: give a video with sound, or the sound file")
         if stream is None:
             raise InputError(f"{path} has {len(tracks)} sound track(s), not {track}: count from 0")
-        if stream.codec_context is None:
+        context = stream.codec_context
+        if context is None:
             raise InputError(f"{path}: its sound is of a kind unknown here: convert it to .wav")
-        timed = _blocks(container, stream, path)
-        first = list(islice(timed, 1))  # some codecs tell their rate with it
-        rate = stream.codec_context.sample_rate
+        changes: list[float] = []
+        timed = _blocks(container, stream, path, changes)
+        first = list(islice(timed, 1))  # some codecs tell their rate and channels with it
+        rate = context.sample_rate
         if rate < 1:
             raise InputError(f"{path}: its sound has a sample rate of {rate} Hz: check the file")
-        blocks, gaps = place_blocks(chain(first, timed), rate, path)
-        names = tuple(channel.name for channel in stream.codec_context.layout.channels)
-        delay = read_starts(path, track).delay
-        notes = [f"{path}: {describe_gaps(gaps, max(0.0, delay))}"] if gaps else []
-        if len(tracks) > 1:
-            said = ", ".join(f"{k} {t.language or 'und'}" for k, t in enumerate(tracks))
-            notes.append(f"{path} has {len(tracks)} sound tracks ({said}): {track} is taken")
-    samples = np.concatenate(blocks, axis=1) if blocks else np.zeros((len(names), 0), np.float32)
-    return Sound(samples.T, rate, names, delay, tuple(notes), len(tracks))
+        gaps: list[tuple[float, float]] = []
+        alone = stream_of(container, "video") is None
+        yield Track(
+            place_blocks(chain(first, timed), rate, path, gaps, glued=alone),
+            rate,
+            len(first[0][1]) if first else context.layout.nb_channels,
+            tuple(channel.name for channel in context.layout.channels),
+            gaps,
+            changes,
+            tuple(t.language or "und" for t in tracks),
+        )
+
+
+def decode_sound(path: Path, track: int = 0) -> Sound:
+    """The whole of a track. Raises InputError as `open_track`."""
+    with open_track(path, track) as found:
+        blocks = list(found.blocks)
+    delay = read_starts(path, track).delay
+    nothing = np.zeros((found.num_channels, 0), np.float32)
+    samples = np.concatenate([nothing, *blocks], axis=1)
+    notes = found.notes(path, track, delay)
+    return Sound(samples.T, found.sample_rate, found.channels, delay, notes, len(found.tracks))
+
+
+def silent_track(path: Path, track: int, tracks: int) -> Silence:
+    """The refusal of one track that is silent, where there are others."""
+    other = 1 if track == 0 else 0
+    return Silence(f"{path}: its sound track {track} of {tracks} is silent: give --track {other}")
 
 
 def read_sound(path: Path, track: int = 0) -> tuple[Float64[np.ndarray, "sample channel"], int]:
@@ -90,21 +146,27 @@ def read_sound(path: Path, track: int = 0) -> tuple[Float64[np.ndarray, "sample 
 
 
 def place_blocks(
-    timed: Iterable[tuple[float | None, Block]], rate: int, path: Path
-) -> tuple[list[Block], list[tuple[float, float]]]:
-    """Blocks of sound in a row with silence in the gaps; and the gaps, in seconds from the first sample.
+    timed: Iterable[tuple[float | None, Block]],
+    rate: int,
+    path: Path,
+    gaps: list[tuple[float, float]],
+    *,
+    glued: bool = False,
+) -> Iterator[Block]:
+    """Blocks of sound in a row with silence in the gaps, which are noted, in seconds from the first sample.
 
     `timed` has each block's seconds, or None where nothing is said: right after the last one.
-    Raises InputError for a jump back of more than 0.25 s, and one ahead of more than ten minutes.
+    Sound that may be `glued` of several files, as recorded radio is, may count from 0 again: one follows the other.
+    Else raises InputError for a jump back of more than 0.25 s; and for one ahead of more than ten minutes.
     """
-    placed: list[Block] = []
-    gaps: list[tuple[float, float]] = []
     start, length, silent = None, 0, 0
     for time, block in timed:
         missing = 0
         if time is not None:
             start = time - length / rate if start is None else start
             missing = round((time - start) * rate) - length
+            if missing < -TOLERANCE * rate and glued:
+                start, missing = time - length / rate, 0
             if missing < -TOLERANCE * rate or missing > LONGEST_GAP * rate:
                 raise damaged(path, start + length / rate, f"the sound jumps to {time:.2f} s")
             silent += max(0, missing)
@@ -112,13 +174,12 @@ def place_blocks(
                 raise damaged(path, start + length / rate, "its sound is nearly nothing but gaps")
         if missing > ROUNDING * rate:
             gaps.append((length / rate, (length + missing) / rate))
-            placed.append(np.zeros((len(block), missing), np.float32))
+            yield np.zeros((len(block), missing), np.float32)
             length += missing
         elif missing < -ROUNDING * rate:
             block = block[:, -missing:]
-        placed.append(block)
+        yield block
         length += block.shape[1]
-    return placed, gaps
 
 
 def describe_gaps(gaps: list[tuple[float, float]], delay: float = 0.0) -> str:
@@ -130,24 +191,43 @@ def describe_gaps(gaps: list[tuple[float, float]], delay: float = 0.0) -> str:
     return f"no sound at {said}: silence stands there, so that the rest keeps its time"
 
 
-def _blocks(container: Any, stream: Any, path: Path) -> Iterator[tuple[float | None, Block]]:
-    """The decoded blocks with their times; what an encoder added at the end is cut off the last one."""
-    resampler = av.AudioResampler(format="fltp")
+def _blocks(
+    container: Any, stream: Any, path: Path, changes: list[float]
+) -> Iterator[tuple[float | None, Block]]:
+    """The decoded blocks with their times; what an encoder added at the end is cut off the last one.
+
+    Where rate or channels change, as broadcasts do between programmes, all that follows is turned into the first ones,
+    and the seconds from the first block are noted.
+    """
     held: tuple[float | None, Block] | None = None
-    padding, time = 0, None
+    padding, time, first, form = 0, None, None, None
+    resampler: Any = None
     for frame in frames_of(container, stream, path):
         if held is not None:
             yield held
+        first = frame if first is None else first
+        count = first.layout.nb_channels
         time = frame.time
         padding = 0
         if frame.duration and frame.time_base == Fraction(1, frame.sample_rate):
             padding = max(0, frame.samples - frame.duration)
         try:
-            parts = [part.to_ndarray() for part in resampler.resample(frame)]
+            if form != (form := (frame.sample_rate, frame.layout.name, frame.format.name)):
+                if frame is not first:
+                    changes.append((time or 0.0) - (first.time or 0.0))
+                layout = "mono" if frame.layout.nb_channels < count else first.layout
+                resampler = av.AudioResampler("flt", layout, first.sample_rate)
+            parts = [_samples(part, count) for part in resampler.resample(frame)]
         except ValueError as error:
             raise damaged(path, time or 0.0, str(error)) from None
         held = (time, np.concatenate(parts, axis=1)) if parts else None
-    rest = [part.to_ndarray() for part in resampler.resample(None)] if held is not None else []
     if held is not None:
+        rest = [_samples(part, count) for part in resampler.resample(None)]
         last = np.concatenate([held[1], *rest], axis=1)
         yield held[0], last[:, : last.shape[1] - padding]
+
+
+def _samples(frame: Any, count: int) -> Block:
+    """Of an interleaved frame, as PyAV reads beyond the channels of one that has eight; one channel is given to all."""
+    channels = frame.to_ndarray().reshape(-1, frame.layout.nb_channels).T
+    return np.repeat(channels, count // len(channels), axis=0)

@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 from jaxtyping import Bool, Float64, Int, UInt8
 
@@ -70,12 +69,6 @@ def read_pictures(
             yield float(time - start), partial(_upright_grey, frame, shape)
     if not sounds:
         raise InputError(f"{path} has no pictures that can be decoded: check the file")
-
-
-def read_seconds(path: Path) -> float:
-    """What a file says it lasts; 0 where it says nothing. Raises InputError for what cannot be read."""
-    with opened(path) as container:
-        return (container.duration or 0) / av.time_base
 
 
 def time_pictures(
