@@ -15,9 +15,14 @@ the likelihood of the same recording with its noise 20 dB fainter. Where sound l
 divergence asks for their mean, whose variance is a geometric mean and too small; this asks for E|s|^2, which a Wiener
 filter wants.
 
-Filter: what is asked for in the end is G x. With weight `filter` the loss has log |s - G x|^2 / |s|^2 of each
-recording, G the Wiener filter of the same means and of the noise believed: where one of the two is doubtful, the error
-that matters less. Both of these move the means of q; its scales learn from the divergence alone.
+Filter: what is asked for in the end is G x, G the Wiener filter of the same means and of the noise believed. With
+weight `filter` the loss has
+
+    log (1 - rho^2),   rho^2 = (Re sum s* G x)^2 / (sum |s|^2  sum |G x|^2)
+
+of each recording: minus its SI-SDR, in nats. Where codes or noise are doubtful it says which error matters less. (The
+plain error |s - G x|^2 teaches silence where noise is loud.) Both of these move the means of q; its scales learn from
+the divergence alone.
 
 Wake [Bornschein and Bengio 2015]: the same x, but z is proposed by q itself, R times a frame, and counts by importance,
 
@@ -56,7 +61,7 @@ NOISE_WEIGHT = 0.05
 VALID_BATCHES, CLIP = 4, 30.0
 """Batches that say how good the guide is, and the largest norm of a gradient."""
 UNHEARD = 0.003
-"""Of |s|^2: an error 25 dB fainter than speech is none."""
+"""1 - rho^2 that is as good as none: 25 dB."""
 SHORTEST, LONGEST = 0.5, 1.6
 """Of a recipe's frames, what a step's recordings may have; there are then more of them, or fewer."""
 
@@ -238,10 +243,14 @@ def hearing_loss(
 def filter_loss(
     q: Guess, log_sigma: Float[Tensor, "component utterance frame freq"], pairs: Pairs
 ) -> Tensor:
-    """log of |s - G x|^2 / |s|^2 of each recording, G the Wiener filter at the means of q; their mean, in nats."""
+    """log of 1 - rho^2 of each recording, rho the correlation of s and G x, G the Wiener filter at the means of q;
+    their mean, in nats.
+    """
     G = gain_of(q, log_sigma)
-    missed = (pairs.speech + G * (G * pairs.power - 2 * pairs.cross)).mean((-2, -1))
-    return (missed / pairs.speech.mean((-2, -1)) + UNHEARD).log().mean()
+    alike, kept, wanted = (
+        part.mean((-2, -1)) for part in (G * pairs.cross, G.square() * pairs.power, pairs.speech)
+    )
+    return (1 - alike.square() / (kept * wanted) + UNHEARD).log().mean()
 
 
 def _response(pairs: Pairs) -> Tensor:
