@@ -53,8 +53,8 @@ class Band:
 LOWEST = 25.0
 """Hz between the two bands."""
 BANDS = (
-    Band(LOWEST, speech=-14, speech_spread=5, noise=-10, noise_spread=15),
-    Band(CUTOFF - LOWEST, speech=-25, speech_spread=5, noise=0, noise_spread=15),
+    Band(LOWEST, speech=-15, speech_spread=5, noise=0, noise_spread=20),
+    Band(CUTOFF - LOWEST, speech=-25, speech_spread=6, noise=6, noise_spread=15),
 )
 """GRID has -14 and -26 dB there, LibriSpeech -35 and -33. Noise rises downwards as wind does, or ends as a tram's."""
 FRAME_SPREADS = 4.0, 5.0
