@@ -117,7 +117,8 @@ def test_a_card_says_what_its_file_is(name: str) -> None:
     assert type(prior) is MODELS[card["model"]]
     assert card["latent_dim"] == prior.latent_dim
     assert card["stft"] == {"n_fft": stft.n_fft, "hop": stft.hop}
-    raw = [load_file(file).items() for file in weight_files(name)]
+    models = [file for file in weight_files(name) if file.suffixes == [".safetensors"]]  # no guide
+    raw = [load_file(file).items() for file in models]
     stored = {str(t.dtype) for items in raw for key, t in items if not key.endswith(SCALE)}
     assert stored == {f"torch.{kind}" for kind in card["precision"].split(" and ")}
     needs = "needed" if prior.requires_lips else "optional" if prior.uses_lips else "none"
