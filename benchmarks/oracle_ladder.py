@@ -101,9 +101,7 @@ def rungs_of(case: Case, *, data: Path, left_out: Path | None) -> list[dict[str,
         "code, the papers' noise": ladder.fitted(NOISE_MODELS["paper"]),
         "nothing": enhancer.separate(recording).separation.speech,
     }
-    low = (
-        ladder.clean.low / ladder.clean.level
-    )  # what lies below speech is known to all but the last
+    low = ladder.clean.low / ladder.clean.level  # what lies below speech: the last must guess it
     heard = {
         rung: enhancer.stft.synthesise(speech, len(clean)).double().numpy() + low
         for rung, speech in estimates.items()

@@ -225,7 +225,7 @@ def test_the_loss_is_least_for_who_knows(name: str, voices_of: Any) -> None:
             response=unchecked_normal(pairs.response, torch.ones(4, 2, 4)),
             log_noise=unchecked_normal(pairs.log_noise, torch.ones_like(pairs.log_noise)),
         )
-        return separation_loss(guide, q, pairs, 0.05)
+        return separation_loss(guide, q, pairs, 0.05, 20.0)
 
     assert loss([0, 1]) < loss([1, 0])
 
@@ -235,7 +235,7 @@ def test_only_its_own_loss_trains_the_reader(voices_of: Any) -> None:
     pairs = some_mixtures(voices)
     read = guide.reader(pairs.pictures)
     q = guide.read(*guide.hear(pairs.power, told_to(read.mean.detach(), pairs)))
-    separation_loss(guide, q, pairs, 0.05).backward()
+    separation_loss(guide, q, pairs, 0.05, 20.0).backward()
     for name, parameter in guide.named_parameters():
         assert (parameter.grad is None) == name.startswith("reader"), name
     guide.zero_grad()

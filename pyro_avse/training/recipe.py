@@ -118,7 +118,7 @@ class GuideTraining:
     hearing: float = 0.05
     """Of what the codes decode to, in the loss (`pyro_avse.training.amortise`)."""
     filter: float = 80.0
-    """Of what the guide's Wiener filter misses, in the loss."""
+    """Of minus the SI-SDR of its Wiener filter, in the loss; of a guide that separates, of its filters' error."""
     wake: float = 0.0
     """The share of reweighted wake-sleep in the loss, from 0 to 1."""
     particles: int = 10

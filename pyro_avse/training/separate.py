@@ -18,7 +18,7 @@ import torch
 from pyro.distributions import Independent
 from torch import Tensor
 
-from pyro_avse.inference.guess import guessed_filters
+from pyro_avse.inference.guess import guessed_filters, own_log_variance
 from pyro_avse.models.nmf_noise import response_basis
 from pyro_avse.models.separating_guide import SeparatingGuide
 from pyro_avse.training.amortise import NOISE_WEIGHT, Amortiser
@@ -26,8 +26,6 @@ from pyro_avse.training.pairs import CLEARER
 from pyro_avse.training.speakers import WORST, Mixtures, Voices, draw_mixtures, reading_error
 from pyro_avse.typing import Guess
 
-FILTER_WEIGHT = 20.0
-"""Of the filter's part, in nats, against nats a frame of the others."""
 SILENCE = 0.01
 """Of |x|^2: speech fainter than this is none."""
 
@@ -58,9 +56,9 @@ class SeparationAmortiser(Amortiser):
 
     def loss(self, q: Guess, pairs: Mixtures) -> Tensor:
         """The sum of the above, in nats a frame and speaker."""
-        return separation_loss(self.guide, q, pairs, self.recipe.training.hearing) + reader_loss(
-            self.read, pairs
-        )
+        options = self.recipe.training
+        loss = separation_loss(self.guide, q, pairs, options.hearing, options.filter)
+        return loss + reader_loss(self.read, pairs)
 
 
 def told_to(said: Tensor, pairs: Mixtures) -> Tensor:
@@ -72,8 +70,10 @@ def told_to(said: Tensor, pairs: Mixtures) -> Tensor:
     return torch.where(pairs.known[..., None, None], m, 0)
 
 
-def separation_loss(guide: SeparatingGuide, q: Guess, pairs: Mixtures, hearing: float) -> Tensor:
-    """Sleep, hearing, filter."""
+def separation_loss(
+    guide: SeparatingGuide, q: Guess, pairs: Mixtures, hearing: float, filtering: float
+) -> Tensor:
+    """Sleep, hearing and filter, the last two with these weights."""
     r = pairs.responsibilities
     log_q = q.codes.log_prob(pairs.codes)
     if len(r) > 1:
@@ -84,8 +84,7 @@ def separation_loss(guide: SeparatingGuide, q: Guess, pairs: Mixtures, hearing: 
     noise = NOISE_WEIGHT * q.log_noise.log_prob(pairs.log_noise)
     sleep = -(frames.sum() + level.sum() + noise.sum()) / count
 
-    decoded = guide.prior.log_variance(q.codes.mean, pairs.features)
-    own = decoded[0] if len(decoded) == 1 else torch.diagonal(decoded).movedim(-1, 0)
+    own = own_log_variance(q, guide.prior, pairs.features)
     through = pairs.response @ response_basis(pairs.response.shape[-1], own.shape[-1], own)[1:]
     sigma = (own + (through + pairs.log_gain[..., None])[..., None, :]).exp()
     power, fainter = pairs.speech.abs().square(), 10 ** (-CLEARER / 10)
@@ -100,7 +99,7 @@ def separation_loss(guide: SeparatingGuide, q: Guess, pairs: Mixtures, hearing: 
     least = SILENCE * pairs.power.mean((-2, -1))[:, None]
     wanted = torch.maximum(power.mean((-2, -1)), least)
     filtered = ((missed + SILENCE * wanted) / wanted).log().mean()
-    return sleep + hearing * heard + FILTER_WEIGHT * filtered
+    return sleep + hearing * heard + filtering * filtered
 
 
 def reader_loss(read: Independent, pairs: Mixtures) -> Tensor:

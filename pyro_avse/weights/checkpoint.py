@@ -20,10 +20,10 @@ from pyro_avse.weights.headers import read_stft
 from pyro_avse.weights.tensors import (
     Shapes,
     build,
-    in_quarters,
     load_state,
     load_tensors,
     save_tensors,
+    stored,
 )
 
 
@@ -38,12 +38,7 @@ def save_prior(
         "options": prior.options,
         "stft": {"n_fft": stft.n_fft, "hop": stft.hop},
     }
-    state = prior.state_dict()
-    if quarter:
-        state = in_quarters(state)
-    elif half:
-        state = {k: v.half() for k, v in state.items()}
-    save_tensors(path, state, header)
+    save_tensors(path, stored(prior.state_dict(), half=half, quarter=quarter), header)
 
 
 def load_prior(name: str | Path, *, guide: str | Path | None = "own") -> tuple[Any, STFT]:

@@ -21,10 +21,10 @@ from pyro_avse.weights.cards import FOLDER
 from pyro_avse.weights.tensors import (
     Shapes,
     build,
-    in_quarters,
     load_state,
     load_tensors,
     save_tensors,
+    stored,
 )
 
 G = TypeVar("G", NoisyGuide, SeparatingGuide)
@@ -57,12 +57,7 @@ def save_guide(
         "fingerprint": fingerprint(guide.prior),
         "stft": asdict(stft),
     }
-    state = guide.state_dict()
-    if quarter:
-        state = in_quarters(state)
-    elif half:
-        state = {k: v.half() for k, v in state.items()}
-    save_tensors(path, state, header)
+    save_tensors(path, stored(guide.state_dict(), half=half, quarter=quarter), header)
 
 
 def own_guide(model: str | Path, *, causal: bool = False, separates: bool = False) -> Path | None:

@@ -74,6 +74,13 @@ def load_tensors(
         ) from None
 
 
+def stored(tensors: dict[str, Tensor], *, half: bool, quarter: bool) -> dict[str, Tensor]:
+    """Weights as they go into a file: as they are, as float16, or `in_quarters`."""
+    if quarter:
+        return in_quarters(tensors)
+    return {name: tensor.half() for name, tensor in tensors.items()} if half else tensors
+
+
 def in_quarters(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Matrices as int8 with a scale a row; those of `HEARS_POWER`, and all else, as float16."""
     packed = {}
