@@ -43,6 +43,7 @@ def draw_noises(
                 stft.num_frames(samples),
                 stft.n_fft // 2 + 1,
                 frames_per_second=SAMPLE_RATE / stft.hop,
+                stft=stft,
                 voices=None if talk is None else talk[None],
             )
         noise = stft.synthesise(drawn.noise[0], samples).numpy()

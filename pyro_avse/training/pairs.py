@@ -21,7 +21,7 @@ from pyro_avse.data.corpora.corpus import Utterance
 from pyro_avse.data.media.level import CREST, LOUD
 from pyro_avse.distributions import squared_magnitude
 from pyro_avse.enhancement.front import log_response
-from pyro_avse.models.drawn_noise import DECIBEL, drawn_noise
+from pyro_avse.models.drawn_noise import DECIBEL, drawn_noise, overlap, sounded
 from pyro_avse.models.guide import RESPONSE_TERMS
 from pyro_avse.models.mixture import component_negative_elbo, update_responsibilities
 from pyro_avse.models.nmf_noise import RESPONSE_SPREAD, response_basis
@@ -115,7 +115,7 @@ def load_speech(
         ends.append(count)
     if not spectra:
         raise InputError("no clips to train the guide on: this prior needs clips with lips")
-    spectra.append(pause(stft.n_fft // 2 + 1, seed))
+    spectra.append(pause(stft, seed))
     pictures.append(None)
     ends.append(count + PAUSE_FRAMES)
     means, scales, weights = [], [], []
@@ -166,13 +166,15 @@ def frame_codes(prior: Any, power: Tensor, lips: Tensor | None) -> tuple[Tensor,
     return mean, scale, update_responsibilities(J, prior.mixing_weight)
 
 
-def pause(num_freqs: int, seed: int) -> Tensor:
+def pause(stft: STFT, seed: int) -> Tensor:
     """Frames as faint as what training adds to each clip: pink noise 40 dB under its peak."""
     rng = torch.Generator().manual_seed(seed)
-    variance = 1 / torch.arange(num_freqs).clamp_min(1).float()
-    variance = 1e-4 * 512 * variance / variance.mean()
-    noise = torch.randn(PAUSE_FRAMES, num_freqs, dtype=torch.complex64, generator=rng)
-    return variance.sqrt() * noise
+    variance = 1 / torch.arange(stft.n_fft // 2 + 1).clamp_min(1).float()
+    variance = (1e-4 * 512 * variance / variance.mean()).expand(
+        1, PAUSE_FRAMES + 2 * overlap(stft), -1
+    )
+    noise = torch.randn(variance.shape, dtype=torch.complex64, generator=rng)
+    return sounded(variance.sqrt() * noise, variance, stft)[0][0]
 
 
 def draw_pairs(
@@ -195,6 +197,7 @@ def draw_pairs(
         freqs,
         utterances=utterances,
         frames_per_second=16000 / stft.hop,
+        stft=stft,
         voices=voices,
         device=device,
     )

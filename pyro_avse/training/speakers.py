@@ -165,7 +165,7 @@ def load_voices(
         raise InputError(
             "fewer than two speakers to train the guide on, or none with lips: give corpora of more"
         )
-    quiet = pause(stft.n_fft // 2 + 1, seed)
+    quiet = pause(stft, seed)
     spectra.append(quiet)
     starts.append(count)
     ends.append(count + PAUSE_FRAMES)
@@ -238,6 +238,7 @@ def draw_mixtures(
         freqs,
         utterances=utterances,
         frames_per_second=16000 / stft.hop,
+        stft=stft,
         voices=_babble(voices, utterances, num_frames),
     )
     speech = (h * c).sqrt() * s
