@@ -17,6 +17,8 @@ anything. The bundled priors, and their guides, heard GRID's three speakers in t
     lips      GRID in near's noises at -15 to 5 dB, by the guide alone and by `guided`: the speaker's own lips,
               another speaker's, none
     minutes   the guides of --guides, each alone and in `guided`
+    drawn     draws of the noise that guides are trained on, no voices among it, with speech of
+              librispeech_valid at -5 dB, by the guide alone: with the noise's coefficients independent, as (28) has them, and as those of a sound
     live      near, in blocks of 0.1 s by the causal guide, beside the whole recording at once
 
 Scores are means of SI-SDR in dB and of STOI; time is process time of one thread a second of sound.
@@ -28,6 +30,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -36,18 +39,22 @@ import pandas as pd
 import torch
 from conditions import KINDS, NEAR, RATE, Case, grid_clips, mixture_of, other_voices, pictures
 
+from pyro_avse.data.corpora.corpus import find_utterances
 from pyro_avse.enhancement.enhancer import Enhancer
 from pyro_avse.enhancement.find import build_scheme
 from pyro_avse.enhancement.live import live_scheme
 from pyro_avse.inference import LDEM, monte_carlo
 from pyro_avse.inference.em import observe
-from pyro_avse.inference.guess import guessed_gain
+from pyro_avse.inference.guess import gain_of, guessed_gain, own_log_variance
 from pyro_avse.metrics import score
+from pyro_avse.models.drawn_noise import drawn_noise
+from pyro_avse.training import pairs
+from pyro_avse.training.svi import seeded
 from pyro_avse.typing import Separation
 from pyro_avse.weights.checkpoint import load_prior
 from pyro_avse.weights.guides import load_guide, own_guide
 
-TABLES = ("schemes", "settings", "draws", "lips", "minutes", "live")
+TABLES = ("schemes", "settings", "draws", "lips", "minutes", "drawn", "live")
 SCHEMES = ("guided", "ldem", "mcem", "vem", "importance")
 MODELS = ("a_vae", "min_vae_v1", "min_vae_v2", "vae_mm")
 SNRS = (-15.0, -10.0, -5.0, 0.0, 5.0)
@@ -176,6 +183,40 @@ def table_of_minutes(args: argparse.Namespace, model: str) -> Iterator[dict[str,
     for guide in args.guides:
         yield scored(args, cases, f"{guide} alone", alone(model, guide))
         yield scored(args, cases, f"{guide} in guided", enhanced(model, "guided", guide))
+
+
+def table_of_drawn(args: argparse.Namespace, model: str) -> Iterator[dict[str, Any]]:
+    for path in args.guides or [own_guide(model)]:
+        prior, stft = load_prior(model, guide=path)
+        clips = find_utterances(args.data / "speech" / "librispeech_valid", "valid")
+        speech = pairs.load_speech(clips, prior.noise_guide, stft)
+        row = {"": str(path)}
+        for title, by in (("independent", None), ("of a sound", stft)):
+
+            def of_kind(*sizes: int, by: Any = by, **options: Any) -> Any:
+                return drawn_noise(*sizes, **options | {"stft": by})
+
+            alone = patch.multiple(pairs, BABBLES=0.0, drawn_noise=of_kind)
+            with alone, torch.no_grad(), seeded(0):
+                drawn = pairs.draw_pairs(
+                    speech, utterances=200, num_frames=100, stft=stft, snr=(-5.0, -5.0)
+                )
+            row[title] = "{:.2f}, worst tenth {:.2f}".format(*filtered(prior, drawn))
+        yield row
+
+
+@torch.no_grad()
+def filtered(prior: Any, drawn: pairs.Pairs) -> tuple[float, float]:
+    """The SI-SDR of the guide's Wiener filter: of all recordings, and of the worst tenth at most."""
+    guide = prior.noise_guide
+    q = guide.read(guide.ear(drawn.power, drawn.seen, lips_mask=drawn.lips_mask))
+    G = gain_of(q, own_log_variance(q, prior, drawn.features))
+    alike, kept, wanted = (
+        t.mean((-2, -1)) for t in (G * drawn.cross, G.square() * drawn.power, drawn.speech)
+    )
+    rho = alike.square() / (kept * wanted)
+    dB = 10 * (rho / (1 - rho)).log10()
+    return float(dB.mean()), float(dB.quantile(0.1))
 
 
 def table_of_live(args: argparse.Namespace, model: str) -> Iterator[dict[str, Any]]:

@@ -5,7 +5,8 @@
     y_n    log |x_n|^2 - l, log |x_n|^2 - log f_n, and what is made of the lips, or a mark that there are none
     h_1:N  GRU(y_1:N), both ways or forwards
 
-Below the front's high-pass it does not listen (`log_heard` of models/noise_floor.py).
+Below the front's high-pass it does not listen (`log_heard` of models/noise_floor.py), nor at the recording's edges
+(`inner`).
 The floor makes it easy to hear what stands out, whatever the spectrum of the noise. A recording is brought to the level
 of training before it is heard. Of sound that is still coming in nobody knows the level, so a causal ear does without.
 It may hear some frames `ahead`: h_n is then what it knows after frame n + ahead.
@@ -18,7 +19,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from pyro_avse.models.noise_floor import follow_floor, follow_level, log_heard, steady_floor
+from pyro_avse.models.noise_floor import (
+    follow_floor,
+    follow_level,
+    inner,
+    log_heard,
+    steady_floor,
+)
 from pyro_avse.typing import FrameMask, Power
 
 
@@ -88,7 +95,7 @@ class Ear(nn.Module):
         """Of whole recordings. While it is trained, the summary of a causal ear ends at a random frame."""
         if self.causal:
             return self._heard_forwards(power, seen, mask, lips_mask)
-        log_power = log_heard(power)
+        log_power = log_heard(inner(power, mask))
         floor = steady_floor(log_power, mask)
         y = self.frames(log_power, log_power - floor, seen, lips_mask)
         h = run_gru(self.gru, y, mask)

@@ -30,6 +30,19 @@ LOG_QUANTILE = math.log(-math.log(1 - SHARE))
 """Of an exponential with mean 1."""
 
 
+def inner(power: Power, mask: FrameMask | None = None) -> Power:
+    """With the second frame in the place of the first, and the last but one in that of the last.
+
+    These reach beyond the recording, the last one often with all but a few samples. What hears both ways takes so faint
+    a frame for news of all that is before it.
+    """
+    N = power.shape[-2]
+    frame = torch.arange(N, device=power.device).clamp_min(1)
+    count = power.new_full(power.shape[:-2], N) if mask is None else mask.sum(-1)
+    frame = torch.minimum(frame, (count.long() - 2).clamp_min(0)[..., None])
+    return power.take_along_dim(frame[..., None], -2)
+
+
 def log_heard(power: Power) -> Power:
     """log |x|^2 for a guide, which does not listen below `LEAKY`: there it gets what lies above, through the high-pass.
 

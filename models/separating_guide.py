@@ -26,7 +26,7 @@ from pyro_avse.models.ear import run_gru
 from pyro_avse.models.guide import NOISE_TERMS, RESPONSE_TERMS, SCALE_TERMS, positive
 from pyro_avse.models.lip_reader import BANDS, LipReader, faceless, small_pictures
 from pyro_avse.models.nmf_noise import response_basis
-from pyro_avse.models.noise_floor import log_heard, steady_floor
+from pyro_avse.models.noise_floor import inner, log_heard, steady_floor
 from pyro_avse.typing import FrameMask, Guess, Power
 
 EXCHANGED = 48
@@ -123,7 +123,7 @@ class SeparatingGuide(nn.Module):
         self, power: Power, told: Told, *, mask: FrameMask | None = None
     ) -> tuple[Float[Tensor, "*utterance speaker frame out"], Tensor, Tensor]:
         """h_j, its mean over the frames, and the noise's floor."""
-        log_power = log_heard(power)
+        log_power = log_heard(inner(power, mask))
         floor = steady_floor(log_power, mask)
         heard = self.sound(torch.cat([log_power, log_power - floor], -1) / 4)[..., None, :, :]
         y = heard + self.own(told) + _of_others(self.others(told))

@@ -18,9 +18,9 @@ filter wants.
 Filter: what is asked for in the end is G x, G the Wiener filter of the same means and of the noise believed. With
 weight `filter` the loss has
 
-    log (1 - rho^2),   rho^2 = (Re sum s* G x)^2 / (sum |s|^2  sum |G x|^2)
+    log (1 - rho^2) - log rho^2,   rho^2 = (Re sum s* G x)^2 / (sum |s|^2  sum |G x|^2)
 
-of each recording: minus its SI-SDR, in nats. Where codes or noise are doubtful it says which error matters less. (The
+of each recording: minus its SI-SDR in nats. Where codes or noise are doubtful it says which error matters less. (The
 plain error |s - G x|^2 teaches silence where noise is loud.) Both of these move the means of q; its scales learn from
 the divergence alone.
 
@@ -61,7 +61,7 @@ NOISE_WEIGHT = 0.05
 VALID_BATCHES, CLIP = 4, 30.0
 """Batches that say how good the guide is, and the largest norm of a gradient."""
 UNHEARD = 0.003
-"""1 - rho^2 that is as good as none: 25 dB."""
+"""1 - rho^2, or rho^2, that is as good as none: 25 dB."""
 SHORTEST, LONGEST = 0.5, 1.6
 """Of a recipe's frames, what a step's recordings may have; there are then more of them, or fewer."""
 
@@ -243,14 +243,13 @@ def hearing_loss(
 def filter_loss(
     q: Guess, log_sigma: Float[Tensor, "component utterance frame freq"], pairs: Pairs
 ) -> Tensor:
-    """log of 1 - rho^2 of each recording, rho the correlation of s and G x, G the Wiener filter at the means of q;
-    their mean, in nats.
-    """
+    """Minus the SI-SDR of G x in nats, G the Wiener filter at the means of q: the mean of recordings."""
     G = gain_of(q, log_sigma)
     alike, kept, wanted = (
         part.mean((-2, -1)) for part in (G * pairs.cross, G.square() * pairs.power, pairs.speech)
     )
-    return (1 - alike.square() / (kept * wanted) + UNHEARD).log().mean()
+    rho = alike.square() / (kept * wanted)
+    return ((1 - rho + UNHEARD).log() - (rho + UNHEARD).log()).mean()
 
 
 def _response(pairs: Pairs) -> Tensor:
