@@ -33,7 +33,7 @@ from conditions import RATE, SPEAKERS, Case, grid_clips, mixture_of, other_voice
 from guides import Heard, enhanced, enhancer_of
 from oracle_ladder import Ladder
 
-from pyro_avse.data.corpora.corpus import find_utterances
+from pyro_avse.data.corpora.corpus import find_corpus, find_utterances
 from pyro_avse.data.media.audio import audio_from_array
 from pyro_avse.metrics import score
 from pyro_avse.training.frames import Frames, load_frames
@@ -71,7 +71,7 @@ def main() -> None:
 
 def table_of_bound(args: argparse.Namespace) -> Iterator[dict[str, str]]:
     clips = find_utterances(args.data / "grid", "valid")
-    clips += find_utterances(args.data / "speech" / "librispeech_valid", "valid")
+    clips += find_corpus(args.data / "speech" / "librispeech_valid").utterances
     for model in args.models:
         prior, stft = load_prior(model, guide=None)
         frames = load_frames(

@@ -17,8 +17,8 @@ anything. The bundled priors, and their guides, heard GRID's three speakers in t
     lips      GRID in near's noises at -15 to 5 dB, by the guide alone and by `guided`: the speaker's own lips,
               another speaker's, none
     minutes   the guides of --guides, each alone and in `guided`
-    drawn     draws of the noise that guides are trained on, no voices among it, with speech of
-              librispeech_valid at -5 dB, by the guide alone: with the noise's coefficients independent, as (28) has them, and as those of a sound
+    drawn     draws of the noise that guides are trained on, no voices among it, with speech of librispeech_valid at
+              -5 dB, by the guide alone: with coefficients that are independent, as (28) has them, and with a sound's
     live      near, in blocks of 0.1 s by the causal guide, beside the whole recording at once
 
 Scores are means of SI-SDR in dB and of STOI; time is process time of one thread a second of sound.
@@ -39,7 +39,7 @@ import pandas as pd
 import torch
 from conditions import KINDS, NEAR, RATE, Case, grid_clips, mixture_of, other_voices, pictures
 
-from pyro_avse.data.corpora.corpus import find_utterances
+from pyro_avse.data.corpora.corpus import find_corpus
 from pyro_avse.enhancement.enhancer import Enhancer
 from pyro_avse.enhancement.find import build_scheme
 from pyro_avse.enhancement.live import live_scheme
@@ -188,7 +188,7 @@ def table_of_minutes(args: argparse.Namespace, model: str) -> Iterator[dict[str,
 def table_of_drawn(args: argparse.Namespace, model: str) -> Iterator[dict[str, Any]]:
     for path in args.guides or [own_guide(model)]:
         prior, stft = load_prior(model, guide=path)
-        clips = find_utterances(args.data / "speech" / "librispeech_valid", "valid")
+        clips = find_corpus(args.data / "speech" / "librispeech_valid").utterances
         speech = pairs.load_speech(clips, prior.noise_guide, stft)
         row = {"": str(path)}
         for title, by in (("independent", None), ("of a sound", stft)):
