@@ -58,8 +58,8 @@ class Guided(LDEM):
     final_warmup: int = 4
     final_draws: int = 4
     chains: int = 2
-    filter_share: float = 0.9
-    clear_share: float = 0.3
+    filter_share: float = 1.0
+    clear_share: float = 0.7
     otherwise: LDEM = field(default_factory=LDEM)
 
     def __post_init__(self) -> None:

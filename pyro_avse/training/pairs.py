@@ -149,11 +149,14 @@ def load_speech(
 def frame_codes(prior: Any, power: Tensor, lips: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Means and scales of q(z_n | s_n, v_n, k), (component, frame, latent), and r (22), (component, frame).
 
-    Frames without lips are component 0's, which is audio.
+    Frames without lips are component 0's, which is audio; a prior that cannot do without is shown black ones.
     """
     K = prior.num_components
+    alone = getattr(prior, "without_lips", prior)
+    if lips is None and prior.uses_lips and not hasattr(alone, "audio_encoder"):
+        lips = power.new_zeros(len(power), 67, 67)
     if lips is None and prior.uses_lips:
-        q = getattr(prior, "without_lips", prior).audio_encoder(power)
+        q = alone.audio_encoder(power)
         mean, scale = (t.expand(K, *t.shape) for t in (q.mean, q.stddev))
         r = power.new_zeros(K, len(power))
         r[0] = 1
