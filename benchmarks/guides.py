@@ -43,11 +43,13 @@ from pyro_avse.data.corpora.corpus import find_corpus
 from pyro_avse.enhancement.enhancer import Enhancer
 from pyro_avse.enhancement.find import build_scheme
 from pyro_avse.enhancement.live import live_scheme
+from pyro_avse.enhancement.sounded import sounded_noise
 from pyro_avse.inference import LDEM, monte_carlo
 from pyro_avse.inference.em import observe
 from pyro_avse.inference.guess import gain_of, guessed_gain, own_log_variance
 from pyro_avse.metrics import score
-from pyro_avse.models.drawn_noise import drawn_noise
+from pyro_avse.models.drawn_noise import DrawnNoise, drawn_noise
+from pyro_avse.stft import STFT
 from pyro_avse.training import pairs
 from pyro_avse.training.svi import seeded
 from pyro_avse.typing import Separation
@@ -191,18 +193,18 @@ def table_of_drawn(args: argparse.Namespace, model: str) -> Iterator[dict[str, A
         clips = find_corpus(args.data / "speech" / "librispeech_valid").utterances
         speech = pairs.load_speech(clips, prior.noise_guide, stft)
         row = {"": str(path)}
-        for title, by in (("independent", None), ("of a sound", stft)):
-
-            def of_kind(*sizes: int, by: Any = by, **options: Any) -> Any:
-                return drawn_noise(*sizes, **options | {"stft": by})
-
-            alone = patch.multiple(pairs, BABBLES=0.0, drawn_noise=of_kind)
-            with alone, torch.no_grad(), seeded(0):
+        for title, kind in (("independent", independent), ("of a sound", sounded_noise)):
+            with patch.multiple(pairs, BABBLES=0.0, sounded_noise=kind), torch.no_grad(), seeded(0):
                 drawn = pairs.draw_pairs(
                     speech, utterances=200, num_frames=100, stft=stft, snr=(-5.0, -5.0)
                 )
             row[title] = "{:.2f}, worst tenth {:.2f}".format(*filtered(prior, drawn))
         yield row
+
+
+def independent(num_frames: int, stft: STFT, *, utterances: int, **options: Any) -> DrawnNoise:
+    """As `sounded_noise`, but b as it is drawn."""
+    return drawn_noise(num_frames, stft.n_fft // 2 + 1, utterances=utterances)
 
 
 @torch.no_grad()

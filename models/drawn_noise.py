@@ -17,20 +17,14 @@ A quarter of the recordings are steady, as rain, a fan or a tape's hiss are: one
 octave, its a_kj half as large, a fifth of the swing, no bursts. All of these together would be rare otherwise, and a
 guide that never heard the like takes it for amplified pause.
 
-A recording's noise is a sound, and frames of sound overlap: neighbours in time and frequency are alike, as those of
-speech are, while the b_nf above are not. A guide that is trained long enough hears that, takes what is unlike its
-neighbours for noise, and real noise for speech. So what is drawn is turned into sound and back (`sounded`), and its
-variance with it.
-
 Under all of them lies a background that never ends, 10 to 40 dB fainter, tilted by -6 to 0 dB an octave: between lines
 and over a rumble a recording is never empty. Beside them there may be voices: sums of speech of other speakers, which
-the caller gives (`voices`). The recording's SNR is drawn by the caller too; a source's level is relative to the
+the caller gives (`with_voices`). The recording's SNR is drawn by the caller too; a source's level is relative to the
 others'.
 """
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
 
 import pyro
 import torch
@@ -39,7 +33,6 @@ from torch import Tensor
 
 from pyro_avse.distributions import ComplexNormal, squared_magnitude
 from pyro_avse.models.nmf_noise import nmf_noise_variance, response_basis
-from pyro_avse.stft import STFT
 from pyro_avse.typing import Power, Spectrum
 
 SOURCES, TERMS = 5, 24
@@ -51,8 +44,6 @@ KINDS = (0.6, 0.15, 0.25)
 """How often a source is broadband, a rumble, or lines."""
 STEADY = 0.25
 """The share of recordings with one source that hardly changes."""
-REACH = 8
-"""Frequencies on either side that a coefficient reaches as sound: beyond lies a ten-thousandth of it."""
 
 
 @dataclass(frozen=True)
@@ -71,18 +62,9 @@ def drawn_noise(
     *,
     utterances: int = 1,
     frames_per_second: float = 30.0,
-    stft: STFT | None = None,
-    voices: Spectrum | None = None,
     device: torch.device | str = "cpu",
 ) -> DrawnNoise:
-    """The program above, for several recordings at once.
-
-    Args:
-        stft: by which it is sounded; None: b as it is drawn, which is no spectrum of any sound.
-        voices: (utterance, frame, freq), the summed speech of others, at any level, 0 where there is none; they are
-            heard from 20 dB under the rest to 20 dB over it.
-    """
-    num_frames += 2 * overlap(stft)
+    """The program above, for several recordings at once, without voices."""
     hertz = torch.linspace(0, NYQUIST, num_freqs, device=device)
     unit = torch.ones((), device=device)
     with pyro.plate("utterance", utterances, dim=-2):
@@ -104,49 +86,24 @@ def drawn_noise(
     variance = variance / variance.mean((-2, -1), keepdim=True)
     with pyro.plate("recording", utterances, dim=-2), pyro.plate("frame", num_frames, dim=-1):
         b = pyro.sample("b", ComplexNormal(0, variance.log()).to_event(1))  # (28)
-    if stft is not None:
-        b, variance = sounded(b, variance, stft)
-    if voices is not None:
-        with pyro.plate("babble", utterances):
-            over = pyro.sample("babble_level", Uniform(-20 * unit, 20 * unit))
-        power = squared_magnitude(voices)
-        loud = power.mean((-2, -1), keepdim=True)
-        gain = (DECIBEL * over[:, None, None]).exp() / loud.clamp_min(1e-12)
-        b = b + gain.sqrt() * voices
-        variance = variance + gain * _smooth(power)
-        total = 1 + gain * loud
-        b, variance = b * total.rsqrt(), variance / total
     return DrawnNoise(b, variance)
 
 
-def sounded(b: Spectrum, variance: Power, stft: STFT) -> tuple[Spectrum, Power]:
-    """The spectrum of the sound that is nearest to b ~ N_c(0, variance), at the same power, and its variance.
-
-    Analysis of synthesis is a projection P, the same at all frames and frequencies but for phases:
-    E |(P b)_nf|^2 = sum_ml |P_ml|^2 variance_n-m,f-l. Both are divided by sum_ml |P_ml|^2. The first and the last
-    frames, which reach beyond the sound, are left out (`overlap` of them).
+def with_voices(drawn: DrawnNoise, voices: Spectrum) -> DrawnNoise:
+    """The same with the summed speech of others (utterance, frame, freq), at any level, 0 where there is none; they are
+    heard from 20 dB under the rest to 20 dB over it.
     """
-    kernel = _reach(stft).to(variance)
-    share, edge = kernel.sum(), overlap(stft)
-    heard = stft.analyse(stft.synthesise(b, (b.shape[-2] - 1) * stft.hop)) / share.sqrt()
-    wide = torch.nn.functional.pad(variance, (REACH, REACH), mode="replicate")
-    spread = torch.nn.functional.conv2d(wide[:, None], (kernel / share)[None, None])[:, 0]
-    return heard[:, edge : heard.shape[1] - edge], spread
-
-
-def overlap(stft: STFT | None) -> int:
-    """Frames on either side that share samples with one."""
-    return 0 if stft is None else -(-stft.n_fft // stft.hop) - 1
-
-
-@lru_cache
-def _reach(stft: STFT) -> Tensor:
-    """|P_ml|^2: what one coefficient leaves in the frames and frequencies around it."""
-    edge, middle = overlap(stft), stft.n_fft // 4
-    one = torch.zeros(4 * edge + 1, stft.n_fft // 2 + 1, dtype=torch.complex128)
-    one[2 * edge, middle] = 1
-    left = squared_magnitude(stft.analyse(stft.synthesise(one, 4 * edge * stft.hop)))
-    return left[edge : 3 * edge + 1, middle - REACH : middle + REACH + 1]
+    unit = drawn.variance.new_ones(())
+    with pyro.plate("babble", len(voices)):
+        over = pyro.sample("babble_level", Uniform(-20 * unit, 20 * unit))
+    power = squared_magnitude(voices)
+    loud = power.mean((-2, -1), keepdim=True)
+    gain = (DECIBEL * over[:, None, None]).exp() / loud.clamp_min(1e-12)
+    total = 1 + gain * loud
+    return DrawnNoise(
+        (drawn.noise + gain.sqrt() * voices) * total.rsqrt(),
+        (drawn.variance + gain * _smooth(power)) / total,
+    )
 
 
 def _background(utterances: int, hertz: Tensor, unit: Tensor) -> Tensor:

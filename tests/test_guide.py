@@ -134,30 +134,6 @@ def test_padding_and_other_recordings_have_no_say(
         assert torch.allclose(batch.responsibilities[:, u, :length], alone.responsibilities)
 
 
-@pytest.mark.usefixtures("float64")
-def test_the_edges_of_a_recording_have_no_say(small_prior: Any, small_guide: Any) -> None:
-    """Its first and last frame reach beyond it: they are heard as their neighbours are, whatever is in them."""
-    guide = small_guide(small_prior("a_vae"))
-    power = torch.empty(2, 9, 7, dtype=torch.float64).exponential_()
-    mask = torch.arange(9) < torch.tensor([9, 6])[:, None]
-    faint = power.clone()
-    faint[:, 0] *= 1e-6
-    faint[0, 8], faint[1, 5] = 1e-9, 1e-9
-    for q, other in zip(
-        parts(guide.guess(power, mask=mask)), parts(guide.guess(faint, mask=mask)), strict=True
-    ):
-        assert torch.equal(q, other)
-    faint[:, 3] *= 2
-    moved = parts(guide.guess(faint, mask=mask))
-    assert not torch.allclose(moved[0], parts(guide.guess(power, mask=mask))[0])
-    for frames in (1, 2):
-        assert parts(guide.guess(power[:, :frames]))[0].isfinite().all()
-
-
-def parts(q: Guess) -> list[Tensor]:
-    return [q.codes.mean, q.log_gain.mean, q.response.mean, q.log_noise.mean]
-
-
 @pytest.mark.parametrize("name", ["min_vae_v2", "vae_mm"])
 @pytest.mark.usefixtures("float64")
 def test_one_guide_with_lips_without_and_with_some(

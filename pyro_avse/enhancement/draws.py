@@ -10,7 +10,7 @@ from jaxtyping import Float32
 from pyro_avse.data.media.audio import load_audio
 from pyro_avse.data.noise import mix_at_snr
 from pyro_avse.defaults import SAMPLE_RATE
-from pyro_avse.models.drawn_noise import drawn_noise
+from pyro_avse.enhancement.sounded import sounded_noise
 from pyro_avse.stft import STFT
 
 Sound = Float32[np.ndarray, "sample"]
@@ -39,12 +39,8 @@ def draw_noises(
     for number in range(1, count + 1):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed + number - 1)
-            drawn = drawn_noise(
-                stft.num_frames(samples),
-                stft.n_fft // 2 + 1,
-                frames_per_second=SAMPLE_RATE / stft.hop,
-                stft=stft,
-                voices=None if talk is None else talk[None],
+            drawn = sounded_noise(
+                stft.num_frames(samples), stft, voices=None if talk is None else talk[None]
             )
         noise = stft.synthesise(drawn.noise[0], samples).numpy()
         yield f"noise_{number}", (noise / np.abs(noise).max()).astype(np.float32)

@@ -2,7 +2,7 @@
 
     s_1:N        clips of clean speech in a row, with pauses
     z_n, alpha_n of each frame, by the prior's own encoders at the clean frame: q(z_n | s_n, v_n, k), r_n by (22)
-    b_1:N        models/drawn_noise.py, with voices of other clips in some; at an SNR of U(-15, 25) dB
+    b_1:N        models/drawn_noise.py as sound, with voices of other clips in some; at an SNR of U(-15, 25) dB
     a            the microphone's response, N(0, (2 s_1)^2) a term
     x = h (c s + b), as the front hears it (its high-pass h), brought to the level of training
 
@@ -21,7 +21,8 @@ from pyro_avse.data.corpora.corpus import Utterance
 from pyro_avse.data.media.level import CREST, LOUD
 from pyro_avse.distributions import squared_magnitude
 from pyro_avse.enhancement.front import log_response
-from pyro_avse.models.drawn_noise import DECIBEL, drawn_noise, overlap, sounded
+from pyro_avse.enhancement.sounded import overlap, sounded, sounded_noise
+from pyro_avse.models.drawn_noise import DECIBEL
 from pyro_avse.models.guide import RESPONSE_TERMS
 from pyro_avse.models.mixture import component_negative_elbo, update_responsibilities
 from pyro_avse.models.nmf_noise import RESPONSE_SPREAD, response_basis
@@ -195,15 +196,7 @@ def draw_pairs(
     s = speech.spectrum[index].to(device)
     freqs = s.shape[-1]
     voices = _voices(speech, utterances, num_frames).to(device)
-    drawn = drawn_noise(
-        num_frames,
-        freqs,
-        utterances=utterances,
-        frames_per_second=16000 / stft.hop,
-        stft=stft,
-        voices=voices,
-        device=device,
-    )
+    drawn = sounded_noise(num_frames, stft, utterances=utterances, voices=voices, device=device)
     a = 2 * RESPONSE_SPREAD * torch.randn(utterances, RESPONSE_TERMS, device=device)
     c = (a @ response_basis(RESPONSE_TERMS, freqs, s.real)[1:]).exp()[:, None]
     h = torch.from_numpy(log_response(freqs)).float().to(device).exp()  # power

@@ -27,7 +27,8 @@ from torch import Tensor
 from pyro_avse.data.corpora.corpus import Utterance
 from pyro_avse.data.lips.augment import augment_lips
 from pyro_avse.enhancement.front import log_response
-from pyro_avse.models.drawn_noise import DECIBEL, drawn_noise
+from pyro_avse.enhancement.sounded import sounded_noise
+from pyro_avse.models.drawn_noise import DECIBEL
 from pyro_avse.models.guide import RESPONSE_TERMS
 from pyro_avse.models.lip_reader import band_energies, faceless, small_pictures
 from pyro_avse.models.nmf_noise import RESPONSE_SPREAD, response_basis
@@ -233,14 +234,8 @@ def draw_mixtures(
     freqs = s.shape[-1]
     c = level * (a @ response_basis(RESPONSE_TERMS, freqs, s.real)[1:]).exp()[..., None, :]
     h = torch.from_numpy(log_response(freqs)).float().exp()  # power
-    noise = drawn_noise(
-        num_frames,
-        freqs,
-        utterances=utterances,
-        frames_per_second=16000 / stft.hop,
-        stft=stft,
-        voices=_babble(voices, utterances, num_frames),
-    )
+    babble = _babble(voices, utterances, num_frames)
+    noise = sounded_noise(num_frames, stft, utterances=utterances, voices=babble)
     speech = (h * c).sqrt() * s
     noisy = torch.rand(utterances, 1, 1) < NOISY
     low, high = (torch.where(noisy, *pair) for pair in zip(SNRS, FAINT_SNRS, strict=True))
@@ -341,7 +336,7 @@ def reading_error(bands: Float[Tensor, "*batch frame band"]) -> Float[Tensor, "*
 
 
 def _babble(voices: Voices, utterances: int, num_frames: int) -> Tensor:
-    """Sums of one to six voices for `drawn_noise`, in some recordings; in the others none."""
+    """Sums of one to six voices for `sounded_noise`, in some recordings; in the others none."""
     summed = torch.zeros(utterances, num_frames, voices.spectrum.shape[-1], dtype=torch.complex64)
     for one in summed:
         if torch.rand(()) < BABBLES:
