@@ -88,7 +88,7 @@ lessons: .venv/.lessons
 
 # The site, docs/_build/html/index.html: warnings are errors, notebooks are run, links inside it are followed.
 docs: .venv/.docs
-	OMP_NUM_THREADS=1 $(BIN)/sphinx-build -W --keep-going -j $(JOBS) -d docs/_build/doctrees docs docs/_build/html
+	OMP_NUM_THREADS=1 $(BIN)/sphinx-build -W --keep-going -d docs/_build/doctrees docs docs/_build/html
 	$(BIN)/python docs/check_links.py docs/_build/html
 
 runs/synth: .venv/.development

@@ -156,6 +156,8 @@ def test_the_site_is_built(tmp_path: Path) -> None:
         "-q",
         "-D",
         "nb_execution_mode=off",
+        "-D",
+        "suppress_warnings=myst-nb.lexer",  # a notebook says its language when it is run
     ]
     done = subprocess.run(
         [*command, str(docs), str(site)], capture_output=True, text=True, check=False
