@@ -51,6 +51,7 @@ from pyro_avse.metrics import score
 from pyro_avse.models.drawn_noise import DrawnNoise, drawn_noise
 from pyro_avse.stft import STFT
 from pyro_avse.training import pairs
+from pyro_avse.training.amortise import likeness
 from pyro_avse.training.svi import seeded
 from pyro_avse.typing import Separation
 from pyro_avse.weights.checkpoint import load_prior
@@ -112,6 +113,10 @@ def table_of_settings(args: argparse.Namespace, model: str) -> Iterator[dict[str
             {"filter_share": 0.5, "clear_share": 0.5},
         ),
         ("filter: the guide alone", {"filter_share": 1.0, "clear_share": 1.0}),
+        (
+            "filter: 0.9 of a recording without speech, 0.3 of one without noise",
+            {"filter_share": 0.9, "clear_share": 0.3},
+        ),
         ("W H starts at the guide's noise", {"noise": {"start": "guide"}}),
         ("as many steps and chains as ldem", asdict_of_ldem()),
     ):
@@ -212,12 +217,8 @@ def filtered(prior: Any, drawn: pairs.Pairs) -> tuple[float, float]:
     """The SI-SDR of the guide's Wiener filter: of all recordings, and of the worst tenth at most."""
     guide = prior.noise_guide
     q = guide.read(guide.ear(drawn.power, drawn.seen, lips_mask=drawn.lips_mask))
-    G = gain_of(q, own_log_variance(q, prior, drawn.features))
-    alike, kept, wanted = (
-        t.mean((-2, -1)) for t in (G * drawn.cross, G.square() * drawn.power, drawn.speech)
-    )
-    rho = alike.square() / (kept * wanted)
-    dB = 10 * (rho / (1 - rho)).log10()
+    known = likeness(gain_of(q, own_log_variance(q, prior, drawn.features)), drawn)
+    dB = 10 * (known / (1 - known)).log10()
     return float(dB.mean()), float(dB.quantile(0.1))
 
 

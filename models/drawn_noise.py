@@ -20,7 +20,7 @@ guide that never heard the like takes it for amplified pause.
 Under all of them lies a background that never ends, 10 to 40 dB fainter, tilted by -6 to 0 dB an octave: between lines
 and over a rumble a recording is never empty. Beside them there may be voices: sums of speech of other speakers, which
 the caller gives (`with_voices`). The recording's SNR is drawn by the caller too; a source's level is relative to the
-others'.
+others'. Guides hear it as sound: enhancement/sounded.py.
 """
 
 import math

@@ -244,12 +244,16 @@ def filter_loss(
     q: Guess, log_sigma: Float[Tensor, "component utterance frame freq"], pairs: Pairs
 ) -> Tensor:
     """Minus the SI-SDR of G x in nats, G the Wiener filter at the means of q: the mean of recordings."""
-    G = gain_of(q, log_sigma)
+    known = likeness(gain_of(q, log_sigma), pairs)
+    return ((1 - known + UNHEARD).log() - (known + UNHEARD).log()).mean()
+
+
+def likeness(G: Float[Tensor, "utterance frame freq"], pairs: Pairs) -> Float[Tensor, "utterance"]:
+    """rho^2 of each recording: the share of G x that is its speech. Its SI-SDR is rho^2 / (1 - rho^2)."""
     alike, kept, wanted = (
         part.mean((-2, -1)) for part in (G * pairs.cross, G.square() * pairs.power, pairs.speech)
     )
-    rho = alike.square() / (kept * wanted)
-    return ((1 - rho + UNHEARD).log() - (rho + UNHEARD).log()).mean()
+    return alike.square() / (kept * wanted)
 
 
 def _response(pairs: Pairs) -> Tensor:
