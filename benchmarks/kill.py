@@ -4,7 +4,8 @@
 
 Four jobs take turns: training, a sweep, the enhancement of a long file, the cache of lips. Each is run once in peace.
 Then it is started again and again, in a process of its own, and stopped at a random moment: by SIGKILL, or by the
-signals after which the program itself cleans up. After each kill, files that were whole before are whole, and after
+signals after which the program itself cleans up. One that had ended by then does not count: it starts afresh, and moments
+come earlier. After each kill, files that were whole before are whole, and after
 SIGINT, SIGTERM and SIGHUP nothing half-written lies about. In the end the job runs in peace over what the kills left,
 and what it leaves is compared with the first run's, byte for byte (of a sweep row for row, as rows hold seconds).
 """
@@ -48,6 +49,10 @@ from pyro_avse.weights.tensors import load_tensors
 QUICK = LDEM(iterations=1, chains=1, first_warmup=1, warmup=1, draws=1)
 KILLS_OF_A_RUN = 6
 """Before a job may end in peace and starts afresh."""
+TRIES = 20
+"""To hit a job before it ends."""
+EARLIER, LATER = 0.8, 1.05
+"""By what the range of moments changes after a job that had ended, and after one that was hit: one in six ends."""
 
 
 @dataclass(frozen=True)
@@ -187,7 +192,7 @@ class Campaign:
         began = time.monotonic()
         _, status = os.waitpid(start(job, out), 0)
         assert status == 0, f"{job.name} fails in peace"
-        self.seconds = time.monotonic() - began
+        self.seconds = self.range = time.monotonic() - began
         self.expected = job.whole(out)
         self.out, self.kills = self.fresh("killed"), 0
 
@@ -198,19 +203,28 @@ class Campaign:
         return out
 
     def kill(self) -> None:
-        """Once, at a random moment; now and then the job is let end."""
-        if self.kills == KILLS_OF_A_RUN:
+        """Once, at a random moment of the job."""
+        for _ in range(TRIES):
+            if self.kills == KILLS_OF_A_RUN:
+                self.peace()
+            if self.hit():
+                self.range *= LATER
+                return
+            self.range *= EARLIER
             self.peace()
+        self.findings.append(f"ended before each of {TRIES} kills")
+
+    def hit(self) -> bool:
+        """One try; False where the job had ended before."""
         before = self.job.whole(self.out)
         number = self.rng.choice(
             [signal.SIGKILL] * 3 + [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
         )
         child = start(self.job, self.out)
-        time.sleep(self.rng.uniform(0.02, 1.0) * self.seconds)
+        time.sleep(self.rng.uniform(0.02, 1.0) * self.range)
         with contextlib.suppress(ProcessLookupError):
             os.kill(child, number)
         _, status = os.waitpid(child, 0)
-        self.kills += 1
         what = signal.Signals(number).name
         code = os.waitstatus_to_exitcode(status)
         if code == 0:
@@ -218,6 +232,7 @@ class Campaign:
         elif code not in (-number, 130):
             self.findings.append(f"{what}: exit {code}")
         self.counts[what] += 1
+        self.kills += code != 0
         try:
             after = self.job.whole(self.out)
             if not self.job.grows(before, after):
@@ -226,6 +241,7 @@ class Campaign:
             self.findings.append(f"{what}: {type(error).__name__}: {error}")
         if code == 130 and litter(self.out) and not self.counts["SIGKILL"]:
             self.findings.append(f"{what}: litter {litter(self.out)}")
+        return code != 0
 
     def peace(self) -> None:
         """The job over what the kills left: the first run's bytes, and no litter."""

@@ -15,6 +15,7 @@ from pyro_avse.data.media.copying import check_video, copy_pictures
 from pyro_avse.data.media.saving import save_together
 from pyro_avse.data.media.sound import decode_sound
 from pyro_avse.enhancement.long import open_sound
+from pyro_avse.typing import InputError
 
 RATE = 48000
 VOICE = 0.1 * np.random.default_rng(0).standard_normal(3 * RATE)
@@ -22,11 +23,18 @@ PICTURES = np.random.default_rng(1).integers(0, 256, (75, 48, 64), dtype=np.uint
 
 
 def write(
-    path: Path, sound: np.ndarray, layout: str, codec: str, rate: int = RATE, at: float = 0.0
+    path: Path,
+    sound: np.ndarray,
+    layout: str,
+    codec: str,
+    rate: int = RATE,
+    at: float = 0.0,
+    seen_as: str = "mpeg2video",
 ) -> Path:
     """Three seconds of pictures and a sound (channel, sample), both from `at` seconds on."""
-    with av.open(str(path), "w") as media:
-        seen: Any = media.add_stream("mpeg2video", rate=25)
+    options = {"avoid_negative_ts": "disabled"} if at < 0 else {}
+    with av.open(str(path), "w", options=options) as media:
+        seen: Any = media.add_stream(seen_as, rate=25)
         seen.width, seen.height, seen.pix_fmt, seen.gop_size = 64, 48, "yuv420p", 5
         heard: Any = media.add_stream(codec, rate=rate, layout=layout)
         for number, picture in enumerate(PICTURES):
@@ -128,3 +136,52 @@ def test_what_libsndfile_breaks_off(
     monkeypatch.setattr(soundfile, "SoundFile", Breaks)
     audio = open_sound(tmp_path / "a.opus", block=block)
     assert audio.num_samples == pytest.approx(2 * len(VOICE), abs=1000)
+
+
+@pytest.mark.parametrize("block", [0, 3])
+def test_packets_that_cannot_be_decoded(tmp_path: Path, block: float) -> None:
+    """Players go on after a few: silence stands there, in time. Sound of which most is spoilt is refused."""
+    whole = write(tmp_path / "whole.mp4", np.tile(VOICE, 2)[None], "mono", "aac")
+    heard = decode_sound(whole).samples[:, 0]
+    spoil(whole, tmp_path / "few.mp4", range(70, 73))
+    audio = open_sound(tmp_path / "few.mp4", block=block)
+    assert audio.num_samples == len(heard)
+    found = decode_sound(tmp_path / "few.mp4").samples[:, 0]
+    assert np.all(found[71 * 1024 : 72 * 1024] == 0)
+    assert found[: 68 * 1024] == pytest.approx(heard[: 68 * 1024])
+    alike = np.corrcoef(found[-60 * 1024 :], heard[-60 * 1024 :])[0, 1]  # AAC makes some noise up
+    assert alike > 0.98
+    assert f"{tmp_path / 'few.mp4'}: 3 packet(s) of its sound cannot be decoded" in audio.notes
+    for number, spoilt in enumerate((range(1, 100), range(20, 120))):
+        path = spoil(whole, tmp_path / f"{number}.mp4", spoilt)
+        with pytest.raises(InputError, match=r"mp4 is damaged at [0-9.]+ s"):
+            open_sound(path, block=block)
+
+
+def spoil(whole: Path, path: Path, numbers: range) -> Path:
+    """The same video, some of whose packets of sound are overwritten."""
+    with av.open(str(whole)) as old, av.open(str(path), "w") as new:
+        into = {s.index: new.add_stream_from_template(s) for s in old.streams}
+        count = 0
+        for packet in old.demux():
+            if not packet.size:
+                continue
+            index = packet.stream.index
+            if packet.stream.type == "audio" and (count := count + 1) - 1 in numbers:
+                spoilt = av.Packet(b"\xff" * packet.size)
+                spoilt.pts, spoilt.dts, spoilt.duration = packet.pts, packet.dts, packet.duration
+                spoilt.time_base = packet.time_base
+                packet = spoilt
+            packet.stream = into[index]
+            new.mux(packet)
+    return path
+
+
+def test_pictures_before_time_0(tmp_path: Path) -> None:
+    """H.264's in Matroska have no time stamps for a reader: it is said before any work that they cannot be copied."""
+    path = tmp_path / "early.mkv"
+    write(path, VOICE[None], "mono", "flac", at=-0.5, seen_as="libx264")
+    for suffix in (".mkv", ".mp4"):
+        with pytest.raises(InputError, match=r"have no time stamps: end it in \.wav"):
+            check_video(tmp_path / f"o{suffix}", path)
+    assert load_audio(path).num_samples == pytest.approx(len(VOICE), abs=5000)

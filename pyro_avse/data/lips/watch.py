@@ -86,8 +86,9 @@ def watch(
         face: of several, "left", "right", or a number from 0, counted from the left; "auto" is the one whose mouth
             moves with the sound (`speaker.choose_speaker`).
         track: the sound by which time is counted and the face is chosen, from 0.
-        whole: the face is to be seen from the beginning of the sound to the end of the pictures. Else what is without a
-            face for more than a second, or before the first picture, is masked.
+        whole: the face is to be seen from the beginning of the sound to the end of the pictures, and all of them to be
+            decoded. Else what is without a face for more than a second, or before the first picture, is masked, and a
+            few pictures that cannot be decoded are left out.
         until: seconds of sound; pictures at a varying rate are held no longer.
         sound: gives so many seconds of what the face is chosen by, 16 kHz; None: the file's own.
         progress: told the fraction done, and a text.
@@ -98,7 +99,7 @@ def watch(
             be used.
     """
     path = Path(path)
-    times, timing, faces = _find(path, boxes, track, until, progress)
+    times, timing, faces = _find(path, boxes, track, until, whole, progress)
     if whole and timing.mask is not None:
         raise InputError(
             f"{path}: its pictures show from {times[0]:.2f} to {times[-1]:.2f} s of its sound: trim the sound"
@@ -146,7 +147,7 @@ def watch_faces(
     be read or is damaged.
     """
     path = Path(path)
-    times, timing, faces = _find(path, None, track, until, progress)
+    times, timing, faces = _find(path, None, track, until, False, progress)
     return _cut(path, times, timing, faces, track, progress)
 
 
@@ -168,6 +169,7 @@ def _find(
     boxes: str | os.PathLike[str] | None,
     track: int,
     until: float,
+    whole: bool,
     progress: Progress,
 ) -> tuple[Float64[np.ndarray, "picture"], Timing, list[_Face]]:
     """When the pictures show, and the faces in them from left to right, or the one of the user's boxes."""
@@ -176,7 +178,8 @@ def _find(
     at: list[float] = []
     found: list[Boxes] = []
     seconds = read_seconds(path)
-    for time, grey in read_pictures(path, track):
+    lost: list[float] | None = None if whole else []
+    for time, grey in read_pictures(path, track, lost):
         if boxes is None and (not at or time > at[-1] + 1 / LOOKS - 1e-3):
             at.append(time)
             found.append(finder(grey()))
@@ -187,6 +190,10 @@ def _find(
     times, looks = np.array(seen), np.array(at)
     timing = time_pictures(path, times, until)
     notes = [] if timing.note is None else [f"{path}: {timing.note}"]
+    if lost:
+        notes.append(
+            f"{path}: {len(lost)} picture(s) cannot be decoded, the first at {lost[0]:.2f} s: left out"
+        )
     if boxes is not None:
         places = interpolate(*read_boxes(Path(boxes), times), times)
         return times, timing, [_Face(places, np.ones(len(times), bool), [], notes)]
@@ -222,7 +229,7 @@ def _cut(
         lips = Lips(np.zeros((1, SIDE, SIDE), np.uint8), timing.fps, np.zeros(1, bool))
         return [Watched(lips, np.full((1, 5), np.nan), faces[0].gaps, faces[0].notes)]
     mouths = [np.zeros((len(times), SIDE, SIDE), np.uint8) for _ in faces]
-    for k, (_, grey) in enumerate(read_pictures(path, track)):
+    for k, (_, grey) in enumerate(read_pictures(path, track, lost=[])):
         seen = [number for number, face in enumerate(faces) if face.shown[k]]
         if not seen:
             continue

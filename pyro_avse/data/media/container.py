@@ -14,6 +14,8 @@ from pyro_avse.typing import InputError
 
 MOST_PIXELS = 2**26
 """Of a picture: twice 8K."""
+MOST_LOST, LOST_SHARE = 50, 0.1
+"""Packets that may fail to decode: so many, and besides this share of those that do not fail."""
 PLAYLISTS = {"hls", "dash", "concat", "sdp", "imf", "webm_dash_manifest", "image2", "rtsp", "sap"}
 """FFmpeg's names of what makes it open other files, or addresses."""
 Kind = Literal["video", "audio"]
@@ -110,7 +112,7 @@ def read_starts(path: Path, track: int = 0) -> Starts:
             try:
                 blocks = packet.decode()
             except (av.FFmpegError, OSError):
-                break  # said when the sound is read
+                continue  # said when the sound is read
             if blocks:
                 heard = blocks[0]
                 break
@@ -119,24 +121,44 @@ def read_starts(path: Path, track: int = 0) -> Starts:
     return Starts(said[0], said[1])
 
 
-def frames_of(container: Any, stream: Any, path: Path) -> Iterator[Any]:
-    """What a stream decodes to; refuses a file that breaks off or cannot be decoded."""
+def frames_of(
+    container: Any, stream: Any, path: Path, lost: list[float] | None = None
+) -> Iterator[Any]:
+    """What a stream decodes to. Refuses a file that breaks off or cannot be decoded; with `lost`, packets that cannot
+    are left out as long as they are few, and when each was due, in seconds, is appended.
+    """
     time = end = 0.0
+    decoded = 0
     try:
         for packet in container.demux():
             if packet.pts is not None:
                 end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
             if packet.stream.index != stream.index:
                 continue
-            for frame in packet.decode():
+            try:
+                frames = packet.decode()
+            except (av.FFmpegError, OSError):
+                if lost is None or not may_lose(lost, decoded):
+                    raise
+                lost.append(float(packet.pts * packet.time_base) if packet.pts else time)
+                continue
+            decoded += 1
+            for frame in frames:
                 time = frame.time if frame.time is not None else time
                 yield frame
     except (av.FFmpegError, OSError) as error:
         raise damaged(path, time, error.strerror or type(error).__name__) from None
+    if lost and len(lost) >= decoded:
+        raise damaged(path, lost[0], f"most of its {stream.type} cannot be decoded")
     # Others lose their index with their end, and do not open; Matroska says its length at its beginning.
     said = container.duration / av.time_base if container.duration else end
     if "matroska" in container.format.name and said > end + TOLERANCE:
         raise damaged(path, end, f"it says to last {said:.2f} s")
+
+
+def may_lose(lost: list[float] | None, decoded: int) -> bool:
+    """Whether one more may be left out, of a file of which so many were decoded; None: none may."""
+    return lost is not None and len(lost) < MOST_LOST + LOST_SHARE * decoded
 
 
 def damaged(path: Path, seconds: float, reason: str) -> InputError:

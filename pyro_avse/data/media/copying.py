@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from heapq import merge
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -218,6 +219,10 @@ def _plan(path: Path, source: Path, track: int) -> Plan:
     reason = _refusal(suffix, source, [pictures])
     if reason is not None:
         raise _refused(path, source, reason, pictures)
+    if _without_clock(source, pictures):
+        raise InputError(
+            f"{path}: the first pictures of {source} have no time stamps: end it in .wav"
+        )
     taken: list[int] = []
     for index in kinds:
         if _refusal(suffix, source, [pictures, *taken, index]) is None:
@@ -225,6 +230,13 @@ def _plan(path: Path, source: Path, track: int) -> Plan:
     left = ", ".join(kind for index, kind in kinds.items() if index not in taken)
     notes = (f"{source}: left out, as {suffix} does not take it: {left}",) if left else ()
     return Plan(pictures, tuple(taken), notes)
+
+
+def _without_clock(source: Path, index: int) -> bool:
+    """Whether a stream has packets at its beginning that say no time, as Matroska's before time 0 do."""
+    with opened(source) as container:
+        packets = container.demux(container.streams[index])
+        return any(p.size and p.dts is None and p.pts is None for p in islice(packets, AHEAD))
 
 
 def fitting(source: Path, suffix: str) -> str:

@@ -69,12 +69,16 @@ class Track:
     """In seconds from the first sample; grows as blocks are taken."""
     changes: list[float]
     """When channels or rate become others, as of `gaps`."""
+    lost: list[float]
+    """When packets that cannot be decoded were due, by the file's time stamps; grows too."""
     tracks: tuple[str, ...]
     """The languages of all that the file has."""
 
     def notes(self, path: Path, track: int, delay: float) -> tuple[str, ...]:
         """When all blocks are taken, what to say of gaps and of other tracks, a line each."""
         notes = [f"{path}: {describe_gaps(self.gaps, max(0.0, delay))}"] if self.gaps else []
+        if self.lost:
+            notes.append(f"{path}: {len(self.lost)} packet(s) of its sound cannot be decoded")
         if self.changes:
             at = max(0.0, delay) + self.changes[0]
             notes.append(
@@ -104,7 +108,8 @@ def open_track(path: Path, track: int = 0) -> Iterator[Track]:
         if context is None:
             raise InputError(f"{path}: its sound is of a kind unknown here: convert it to .wav")
         changes: list[float] = []
-        timed = _blocks(container, stream, path, changes)
+        lost: list[float] = []
+        timed = _blocks(container, stream, path, changes, lost)
         first = list(islice(timed, 1))  # some codecs tell their rate and channels with it
         rate = context.sample_rate
         if rate < 1:
@@ -118,6 +123,7 @@ def open_track(path: Path, track: int = 0) -> Iterator[Track]:
             tuple(channel.name for channel in context.layout.channels),
             gaps,
             changes,
+            lost,
             tuple(t.language or "und" for t in tracks),
         )
 
@@ -192,17 +198,17 @@ def describe_gaps(gaps: list[tuple[float, float]], delay: float = 0.0) -> str:
 
 
 def _blocks(
-    container: Any, stream: Any, path: Path, changes: list[float]
+    container: Any, stream: Any, path: Path, changes: list[float], lost: list[float]
 ) -> Iterator[tuple[float | None, Block]]:
     """The decoded blocks with their times; what an encoder added at the end is cut off the last one.
 
     Where rate or channels change, as broadcasts do between programmes, all that follows is turned into the first ones,
-    and the seconds from the first block are noted.
+    and the seconds from the first block are noted; when packets that cannot be decoded were due is, too.
     """
     held: tuple[float | None, Block] | None = None
     padding, time, first, form = 0, None, None, None
     resampler: Any = None
-    for frame in frames_of(container, stream, path):
+    for frame in frames_of(container, stream, path, lost):
         if held is not None:
             yield held
         first = frame if first is None else first

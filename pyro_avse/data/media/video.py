@@ -15,7 +15,14 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int, UInt8
 
 from pyro_avse.data.media import TOLERANCE
-from pyro_avse.data.media.container import damaged, frames_of, opened, read_starts, stream_of
+from pyro_avse.data.media.container import (
+    damaged,
+    frames_of,
+    may_lose,
+    opened,
+    read_starts,
+    stream_of,
+)
 from pyro_avse.data.media.copying import CODECS as CODECS
 from pyro_avse.data.media.copying import check_video as check_video
 from pyro_avse.data.media.copying import copy_pictures as copy_pictures
@@ -44,11 +51,12 @@ class Timing:
 
 
 def read_pictures(
-    path: Path, track: int = 0
+    path: Path, track: int = 0, lost: list[float] | None = None
 ) -> Iterator[tuple[float, Callable[[], UInt8[np.ndarray, "row column"]]]]:
     """Every picture's time in seconds from the start of a sound track, and a function that makes it grey and upright.
 
-    Raises InputError for no pictures, and a file that cannot be read or is damaged (with the second).
+    With `lost`, a few that are incomplete or cannot be decoded are left out, and their times appended.
+    Raises InputError for no pictures, and a file that cannot be read, breaks off or is damaged (with the second).
     """
     with opened(path) as container:
         stream = stream_of(container, "video")
@@ -57,17 +65,24 @@ def read_pictures(
         start = read_starts(path, track).sound
         rate = stream.average_rate or Fraction(25)
         shape = float(stream.sample_aspect_ratio or 1)
-        sounds = False
-        for number, frame in enumerate(frames_of(container, stream, path)):
-            if frame.is_corrupt and not sounds:
+        whole = 0
+        broken: Fraction | None = None
+        for number, frame in enumerate(frames_of(container, stream, path, lost)):
+            if frame.is_corrupt and not whole:
                 continue  # a recording cut out of a stream starts with pictures that lean on lost ones
             time = Fraction(number) / rate if frame.pts is None else frame.pts * frame.time_base
-            if frame.is_corrupt:
+            broken = time if frame.is_corrupt else None
+            if broken is not None and not may_lose(lost, whole):
                 raise damaged(path, float(time), "a picture is incomplete")
             start = time if start is None else start
-            sounds = True
+            if lost is not None and broken is not None:
+                lost.append(float(time - start))
+                continue
+            whole += 1
             yield float(time - start), partial(_upright_grey, frame, shape)
-    if not sounds:
+    if broken is not None:  # the last one: there is no more of it
+        raise damaged(path, float(broken), "a picture is incomplete")
+    if not whole:
         raise InputError(f"{path} has no pictures that can be decoded: check the file")
 
 
