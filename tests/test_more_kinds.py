@@ -9,11 +9,13 @@ import av
 import numpy as np
 import pytest
 import soundfile
+from scipy.signal import correlate
 
 from pyro_avse.data.media.audio import load_audio
 from pyro_avse.data.media.copying import check_video, copy_pictures
 from pyro_avse.data.media.saving import save_together
 from pyro_avse.data.media.sound import decode_sound
+from pyro_avse.data.media.video import read_timing
 from pyro_avse.enhancement.long import open_sound
 from pyro_avse.typing import InputError
 
@@ -185,3 +187,20 @@ def test_pictures_before_time_0(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"have no time stamps: end it in \.wav"):
             check_video(tmp_path / f"o{suffix}", path)
     assert load_audio(path).num_samples == pytest.approx(len(VOICE), abs=5000)
+
+
+@pytest.mark.parametrize("name", ["a.ts", "a.mpg"])
+def test_two_recordings_joined(tmp_path: Path, name: str) -> None:
+    """Each counts from its own beginning: the second follows the first, its pictures and its sound alike."""
+    one = write(tmp_path / f"one_{name}", VOICE[None], "mono", "mp2")
+    path = tmp_path / name
+    path.write_bytes(2 * one.read_bytes())
+    alone = load_audio(one).original
+    both = load_audio(path).original
+    second = RATE + np.argmax(correlate(both[RATE:], alone[: RATE // 2], mode="valid"))
+    times = read_timing(path).times
+    assert len(times) == 150
+    assert times[75] - times[0] == pytest.approx(second / RATE, abs=0.03)
+    assert check_video(tmp_path / "o.mp4", path) == []
+    copy_pictures(tmp_path / "o.mp4", path, both, RATE)
+    assert read_timing(tmp_path / "o.mp4").times == pytest.approx(times, abs=0.03)

@@ -18,6 +18,8 @@ MOST_LOST, LOST_SHARE = 50, 0.1
 """Packets that may fail to decode: so many, and besides this share of those that do not fail."""
 PLAYLISTS = {"hls", "dash", "concat", "sdp", "imf", "webm_dash_manifest", "image2", "rtsp", "sap"}
 """FFmpeg's names of what makes it open other files, or addresses."""
+JOINABLE = "mpegts", "mpeg"
+"""FFmpeg's names of containers that may be joined end to end."""
 Kind = Literal["video", "audio"]
 
 
@@ -121,6 +123,35 @@ def read_starts(path: Path, track: int = 0) -> Starts:
     return Starts(said[0], said[1])
 
 
+def demux(container: Any) -> Iterator[Any]:
+    """All packets. Where an MPEG stream is two that were joined, and its clock goes back by over a second, what follows
+    is put behind what came before, all streams alike.
+    """
+    if container.format.name not in JOINABLE:
+        yield from container.demux()
+        return
+    shifts, end = [Fraction(0)], Fraction(0)
+    part: dict[int, int] = {}
+    last: dict[int, Fraction] = {}
+    for packet in container.demux():
+        shown = packet.dts if packet.pts is None else packet.pts
+        if shown is not None:
+            index, time = packet.stream.index, shown * packet.time_base
+            if time < last.get(index, time) - 1:
+                part[index] = part.get(index, 0) + 1
+                if part[index] == len(shifts):  # the first of its streams to go on
+                    shifts.append(end - time)
+            last[index] = time
+            shift = shifts[part.get(index, 0)]
+            ticks = round(shift / packet.time_base)
+            if packet.dts is not None:  # at the joint it may still be counted on
+                packet.dts = min(packet.dts, shown) + ticks
+            if packet.pts is not None:
+                packet.pts += ticks
+            end = max(end, time + shift + (packet.duration or 0) * packet.time_base)
+        yield packet
+
+
 def frames_of(
     container: Any, stream: Any, path: Path, lost: list[float] | None = None
 ) -> Iterator[Any]:
@@ -130,7 +161,7 @@ def frames_of(
     time = end = 0.0
     decoded = 0
     try:
-        for packet in container.demux():
+        for packet in demux(container):
             if packet.pts is not None:
                 end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
             if packet.stream.index != stream.index:

@@ -21,7 +21,7 @@ import numpy as np
 import soxr
 from jaxtyping import Float, Float32
 
-from pyro_avse.data.media.container import opened, read_starts, stream_of
+from pyro_avse.data.media.container import demux, opened, read_starts, stream_of
 from pyro_avse.data.media.encoding import layout_of
 from pyro_avse.files import beside, check_place, refused
 from pyro_avse.typing import InputError
@@ -330,8 +330,8 @@ def _packets(source: Path, index: int, into: Any, start: Fraction) -> Iterator[A
         shift = round(start / stream.time_base)
         held: deque[Any] = deque()
         share = 1
-        for packet in container.demux(stream):
-            if not packet.size:
+        for packet in demux(container):
+            if not packet.size or packet.stream.index != index:
                 continue
             if packet.dts is None and packet.pts is None:
                 raise ValueError(f"{source.suffix} without time stamps")
