@@ -6,7 +6,8 @@ Four jobs take turns: training, a sweep, the enhancement of a long file, the cac
 Then it is started again and again, in a process of its own, and stopped at a random moment: by SIGKILL, or by the
 signals after which the program itself cleans up. One that had ended by then does not count: it starts afresh, and
 moments come earlier. After each kill, files that were whole before are whole, and after SIGINT, SIGTERM and SIGHUP
-nothing half-written lies about. In the end the job runs in peace over what the kills left, and what it leaves is compared with the first run's, byte for byte (of a sweep row for row, as rows hold seconds).
+nothing half-written lies about. In the end the job runs in peace over what the kills left, and what it leaves is
+compared with the first run's, byte for byte (of a sweep row for row, as rows hold seconds).
 """
 
 import argparse
