@@ -163,17 +163,16 @@ def start(job: Job, out: Path) -> int:
     child = os.fork()
     if child:
         return child
-    code = 1
+    code = 0
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with stopping():
+    with stopping() as stop:
+        try:
             job.run(out)
-        code = 0
-    except KeyboardInterrupt:
-        code = 130
-    except BaseException:
-        traceback.print_exc()
+        except BaseException:  # a library may make another error of Ctrl-C, as zipfile does
+            code = 1 if stop.number is None else 130
+            if code == 1:
+                traceback.print_exc()
     os._exit(code)
 
 
