@@ -11,6 +11,7 @@ The guide (`models/guide.py`) is q(z, alpha, g, a, noise | x, v), amortised. A s
 and `encode`, what kernels and importance sampling propose from, becomes q(z_n | alpha_n = k, x, v) itself.
 """
 
+import math
 from dataclasses import replace
 
 import torch
@@ -125,6 +126,15 @@ def _level(guess: Guess, like: Tensor) -> Float[Tensor, "*utterance 1 freq"]:
     """log of g times the microphone's response, as believed."""
     basis = response_basis(guess.response.mean.shape[-1], like.shape[-1], like)
     return (guess.log_gain.mean + guess.response.mean @ basis[1:])[..., None, :]
+
+
+def louder(guess: Guess, power: float) -> Guess:
+    """What is believed of speech and noise in a unit in which all powers are `power` times as large."""
+    step = math.log(power)
+    log_gain, log_noise = (
+        unchecked_normal(q.mean + step, q.stddev) for q in (guess.log_gain, guess.log_noise)
+    )
+    return replace(guess, log_gain=log_gain, log_noise=log_noise)
 
 
 def lengthened(old: Guess, new: Guess, known: int) -> Guess:

@@ -6,13 +6,14 @@
     h_1:N  GRU(y_1:N), both ways or forwards
 
 Below the front's high-pass it does not listen (`log_heard` of models/noise_floor.py), nor at the recording's edges
-(`inner`).
+(`inner`; `begun` where it knows no end).
 The floor makes it easy to hear what stands out, whatever the spectrum of the noise. A recording is brought to the level
 of training before it is heard. Of sound that is still coming in nobody knows the level, so a causal ear does without.
 It may hear some frames `ahead`: h_n is then what it knows after frame n + ahead.
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from pyro_avse.models.noise_floor import (
+    begun,
     follow_floor,
     follow_level,
     inner,
@@ -54,6 +56,10 @@ class Memory:
     """Frames so far."""
     total: Float[Tensor, "out"]
     """The sum of h over those of them whose h is known."""
+
+    def rescaled(self, power: float) -> "Memory":
+        """In a unit in which all powers are `power` times as large."""
+        return replace(self, quantile=self.quantile + math.log(power), mean=self.mean * power)
 
 
 class Ear(nn.Module):
@@ -113,7 +119,7 @@ class Ear(nn.Module):
         lips_mask: FrameMask | None,
     ) -> Heard:
         """Silence comes after the last frame."""
-        N, ahead = power.shape[-2], (0, 0, 0, self.ahead)
+        N, ahead, power = power.shape[-2], (0, 0, 0, self.ahead), begun(power)
         if mask is not None:
             power = torch.where(mask[..., None], power, 0)
         power = nn.functional.pad(power, ahead)
@@ -137,6 +143,8 @@ class Ear(nn.Module):
         """The same of the frames that lie `ahead` before the next ones (frame, freq) of a recording; and what to
         remember.
         """
+        if memory is None:
+            power = begun(power)
         log_power = log_heard(power)
         start = log_power[0] if memory is None else memory.quantile
         floor, quantile = follow_floor(log_power, start)

@@ -17,8 +17,8 @@ stands in their place: one guide with and without.
 Under a prior that couples frames q(z_1:N | x) is a product over the frames all the same, and what z decodes to is heard
 of the whole path.
 
-`causal` hears the past and some frames `ahead` alone, for sound that is still coming in: `carry_on` goes on from block
-to block.
+`causal` hears the past and some frames `ahead` alone (the first two as one), for sound that is still coming in:
+`carry_on` goes on from block to block.
 """
 
 from typing import Any

@@ -43,6 +43,11 @@ def inner(power: Power, mask: FrameMask | None = None) -> Power:
     return power.take_along_dim(frame[..., None], -2)
 
 
+def begun(power: Power) -> Power:
+    """With the second frame, if there is one, in the place of the first, which reaches beyond the beginning."""
+    return torch.cat([power[..., 1:2, :], power[..., 1:, :]], -2) if power.shape[-2] > 1 else power
+
+
 def log_heard(power: Power) -> Power:
     """log |x|^2 for a guide, which does not listen below `LEAKY`: there it gets what lies above, through the high-pass.
 

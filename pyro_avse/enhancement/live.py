@@ -30,7 +30,7 @@ from pyro_avse.distributions import squared_magnitude
 from pyro_avse.enhancement.blocks import AHEAD, LOW_CONTEXT, Overlap, Sound
 from pyro_avse.enhancement.front import Parts, low_speech
 from pyro_avse.inference.em import Observation
-from pyro_avse.inference.guess import lengthened
+from pyro_avse.inference.guess import lengthened, louder
 from pyro_avse.inference.guided import Guided
 from pyro_avse.inference.mcem import MCEM
 from pyro_avse.inference.monte_carlo import MCEMState
@@ -116,6 +116,8 @@ class Stream:
             self._resamplers = [soxr.ResampleStream(a, b, 1, dtype="float64") for a, b in rates]
         self._sound = Sound(self.stft)
         self._memory: Memory | None = None
+        self._unit = 1.0
+        """Of what the memory heard."""
         self._guess: Guess | None = None
         self._spectra = torch.zeros(
             0, self.stft.n_fft // 2 + 1, dtype=torch.complex64, device=self.device
@@ -203,6 +205,9 @@ class Stream:
             self._spectra, self.state, self._guess, self._memory = self._ahead, None, None, None
             return self._completed(torch.zeros_like(due))
         x_new = self._ahead[-len(spectra) :] / level
+        if self._memory is not None:
+            self._memory = self._memory.rescaled((self._unit / level) ** 2)
+        self._unit = level
         guess, self._memory = self.guide.carry_on(squared_magnitude(x_new).float(), self._memory)
         count = guess.log_noise.mean.shape[-2]
         due, self._ahead = self._ahead.tensor_split([count])
@@ -227,8 +232,9 @@ class Stream:
     def _filtered(self, spectra: torch.Tensor, guess: Guess, level: float) -> torch.Tensor:
         """Speech of the newest frames, in the recording's unit."""
         new = len(spectra)
-        if self.state is not None and self.level != level:
-            self.state = rescaled(self.state, (self.level / level) ** 2)
+        if self.state is not None and self._guess is not None:
+            step = (self.level / level) ** 2
+            self.state, self._guess = rescaled(self.state, step), louder(self._guess, step)
         self.level = level
         known = min(len(self._spectra), WINDOW - new)
         self._spectra = torch.cat([self._spectra[len(self._spectra) - known :], spectra])
