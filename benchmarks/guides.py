@@ -19,6 +19,7 @@ anything. The bundled priors, and their guides, heard GRID's three speakers in t
     minutes   the guides of --guides, each alone and in `guided`
     drawn     draws of the noise that guides are trained on, no voices among it, with speech of librispeech_valid at
               -5 dB, by the guide alone: with coefficients that are independent, as (28) has them, and with a sound's
+    low       what of the recording below 60 Hz is given back by `guided`: nothing, all, by the mean of the posterior, as it is
     live      near, in blocks of 0.1 s by the causal guide, beside the whole recording at once
 
 Scores are means of SI-SDR in dB and of STOI; time is process time of one thread a second of sound.
@@ -42,6 +43,7 @@ from conditions import KINDS, NEAR, RATE, Case, grid_clips, mixture_of, other_vo
 from pyro_avse.data.corpora.corpus import find_corpus
 from pyro_avse.enhancement.enhancer import Enhancer
 from pyro_avse.enhancement.find import build_scheme
+from pyro_avse.enhancement.front import best_gain
 from pyro_avse.enhancement.live import live_scheme
 from pyro_avse.enhancement.sounded import sounded_noise
 from pyro_avse.inference import LDEM, monte_carlo
@@ -57,7 +59,7 @@ from pyro_avse.typing import Separation
 from pyro_avse.weights.checkpoint import load_prior
 from pyro_avse.weights.guides import load_guide, own_guide
 
-TABLES = ("schemes", "settings", "draws", "lips", "minutes", "drawn", "live")
+TABLES = ("schemes", "settings", "draws", "lips", "minutes", "drawn", "low", "live")
 SCHEMES = ("guided", "ldem", "mcem", "vem", "importance")
 MODELS = ("a_vae", "min_vae_v1", "min_vae_v2", "vae_mm")
 SNRS = (-15.0, -10.0, -5.0, 0.0, 5.0)
@@ -220,6 +222,19 @@ def filtered(prior: Any, drawn: pairs.Pairs) -> tuple[float, float]:
     known = likeness(gain_of(q, own_log_variance(q, prior, drawn.features)), drawn)
     dB = 10 * (known / (1 - known)).log10()
     return float(dB.mean()), float(dB.quantile(0.1))
+
+
+def table_of_low(args: argparse.Namespace, model: str) -> Iterator[dict[str, Any]]:
+    cases = recordings(args, model)
+    run = enhanced(model, "guided", "own")
+    for title, where, instead in (
+        ("nothing", "enhancer.low_speech", lambda parts, *_: np.zeros_like(parts.low)),
+        ("all", "enhancer.low_speech", lambda parts, *_: parts.low),
+        ("by the mean", "front.best_gain", lambda gains, p, *_: p @ gains),
+        ("as it is", "front.best_gain", best_gain),
+    ):
+        with patch(f"pyro_avse.enhancement.{where}", instead):
+            yield scored(args, cases, title, run)
 
 
 def table_of_live(args: argparse.Namespace, model: str) -> Iterator[dict[str, Any]]:

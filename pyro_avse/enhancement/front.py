@@ -22,8 +22,14 @@ much of them is speech's, which is a small question with a small model. In dB, o
     10^(s/10) + 10^(n/10) = the power that is there
 
 `division` gives the posterior of how the power divides. Then every frame asks the same question again, around each s
-and n that the recording may have with spreads of 4 and 5 dB, and the mean of its answers is the gain of a Wiener
-filter on the band. Where the noise above is faint the gain is close to 1, and falls as noise rises: nothing switches.
+and n that the recording may have with spreads of 4 and 5 dB, and its answers are the gains of a Wiener filter on the
+band, one filter for each case. Of these and their mean those count most (`best_gain`) that make the logarithm of the
+whole error,
+
+    sum_case p(case) log (error above + error of the filter in that case),
+
+small: what is counted in dB asks for a decision where the error above is small, and for the mean where it is large.
+Where the noise above is faint the gain is close to 1.
 """
 
 from dataclasses import dataclass, field
@@ -53,12 +59,16 @@ class Band:
 LOWEST = 25.0
 """Hz between the two bands."""
 BANDS = (
-    Band(LOWEST, speech=-15, speech_spread=5, noise=0, noise_spread=20),
-    Band(CUTOFF - LOWEST, speech=-25, speech_spread=6, noise=6, noise_spread=15),
+    Band(LOWEST, speech=-15, speech_spread=4.5, noise=0, noise_spread=20),
+    Band(CUTOFF - LOWEST, speech=-26, speech_spread=6, noise=6, noise_spread=15),
 )
 """GRID has -14 and -26 dB there, LibriSpeech -35 and -33. Noise rises downwards as wind does, or ends as a tram's."""
 FRAME_SPREADS = 4.0, 5.0
 """dB: of a frame's low speech and low noise around the recording's."""
+SHARP = 20.0
+"""By how many nats less a filter counts whose loss is a nat larger: the best alone would jump from case to case."""
+LEAST_ERROR = 1e-5
+"""Of what is heard, against speech: 50 dB."""
 CLICK, LOUD_CLICK = 6.0, 0.5
 """How many times as far from the line between its neighbours a click is as any sample within `AROUND` of it; and that
 at least, in units of the level: what is fainter does no harm, and may be a voice's pulse in a quiet moment."""
@@ -148,19 +158,27 @@ def low_speech(parts: Parts, heard_speech: Waveform, stft: STFT) -> Waveform:
     hertz = np.fft.rfftfreq(len(residual), 1 / 16000)
     # 100 dB below speech: noise of no power has no logarithm
     above = density[(hertz >= 70) & (hertz < 200)].mean() * len(residual) / 16000 + 1e-10 * power
+    # of a Wiener filter G: the mean of G (1 - G) |x|^2
+    error = max(float(np.mean(heard_speech * residual)), LEAST_ERROR * power)
     below = butter(2, LOWEST, "low", fs=16000, output="sos")
     lowest = sosfiltfilt(below, parts.low, padlen=min(len(parts.low) - 1, 3 * 16000))
     deep, upper = (
-        _speech_of(waveform, band, parts.level, power, above, stft)
+        _speech_of(waveform, band, parts.level, power, above, error, stft)
         for waveform, band in zip((lowest, parts.low - lowest), BANDS, strict=True)
     )
     return deep + upper
 
 
 def _speech_of(
-    low: Waveform, band: Band, level: float, speech: float, density: float, stft: STFT
+    low: Waveform,
+    band: Band,
+    level: float,
+    speech: float,
+    density: float,
+    error: float,
+    stft: STFT,
 ) -> Waveform:
-    """That of one band, by the power of speech, and of noise in 1 Hz above, in the unit `level`."""
+    """That of one band, by the power of speech, of noise in 1 Hz above, and of the error above, in the unit `level`."""
     below = _power(low / level)
     if below == 0:
         return np.zeros_like(low)
@@ -174,9 +192,25 @@ def _speech_of(
     share, of_frame, _, _ = division(
         _decibels(frames), s[:, None] + unit, FRAME_SPREADS[0], n[:, None] + unit, FRAME_SPREADS[1]
     )
-    gain = p @ (of_frame @ share)  # (recording's case) (case, frame)
+    gain = best_gain(of_frame @ share, p, frames / frames.mean() * below, error)
     filtered = torch.from_numpy(gain.astype(np.float32))[:, None] * spectrum
     return stft.synthesise(filtered, len(low)).numpy().astype(np.float64)
+
+
+def best_gain(
+    gains: Float[np.ndarray, "case frame"],
+    p: Float[np.ndarray, "case"],
+    power: Float[np.ndarray, "frame"],
+    error: float,
+) -> Float[np.ndarray, "frame"]:
+    """The cases' gains and their mean, each by how small it keeps the expected logarithm of the whole error."""
+    speech, noise = gains * power, (1 - gains) * power
+    offered = np.concatenate([(p @ gains)[None], gains])
+    own = (np.square(1 - offered) @ speech.T + np.square(offered) @ noise.T) / len(power)
+    loss = np.log(error + own) @ p
+    weight = np.append(1, p) * np.exp(-SHARP * (loss - loss.min()))
+    gain: Float[np.ndarray, frame] = weight @ offered / weight.sum()
+    return gain
 
 
 def division(
