@@ -19,7 +19,7 @@ anything. The bundled priors, and their guides, heard GRID's three speakers in t
     minutes   the guides of --guides, each alone and in `guided`
     drawn     draws of the noise that guides are trained on, no voices among it, with speech of librispeech_valid at
               -5 dB, by the guide alone: with coefficients that are independent, as (28) has them, and with a sound's
-    low       what of the recording below 60 Hz is given back by `guided`: nothing, all, by the mean of the posterior, as it is
+    low       what of the recording below 60 Hz `guided` gives back: nothing, all, by the posterior mean, as it is
     live      near, in blocks of 0.1 s by the causal guide, beside the whole recording at once
 
 Scores are means of SI-SDR in dB and of STOI; time is process time of one thread a second of sound.
