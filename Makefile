@@ -105,7 +105,7 @@ runs/speech:
 TRAINED := --data $(DATA)/commands --data $(DATA)/grid --data runs/synth --data runs/speech
 BUNDLED := pyro_avse/weights/bundled
 PRIORS := a_vae v_vae av_vae min_vae_v1 min_vae_v2 min_vae_v3 switching rvae dkf av_rvae av_dkf
-GUIDED := a_vae min_vae_v1 min_vae_v2 vae_mm rvae dkf av_rvae
+GUIDED := a_vae min_vae_v1 min_vae_v2 vae_mm rvae dkf av_rvae av_dkf
 weights: .venv/.development runs/speech runs/synth
 	for model in $(PRIORS); do \
 	  $(BIN)/pyro-avse train default/$$model $(TRAINED) --out runs/$$model --resume && \

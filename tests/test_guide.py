@@ -286,7 +286,7 @@ def speech_of(tiny_corpus: Path, tiny_prior: Any) -> Callable[..., tuple[NoisyGu
     return build
 
 
-@pytest.mark.parametrize("name", [*TAUGHT, "rvae", "av_rvae"])
+@pytest.mark.parametrize("name", [*TAUGHT, "rvae", "av_rvae", "av_dkf"])
 def test_pairs_hold_what_was_drawn(name: str, speech_of: Any) -> None:
     """Speech's codes are its encoders'; x is at the level of training; pictures are absent where lips were dropped."""
     guide, speech = speech_of(name)
