@@ -292,14 +292,14 @@ def test_pairs_hold_what_was_drawn(name: str, speech_of: Any) -> None:
     guide, speech = speech_of(name)
     assert speech.ends[-1] == len(speech.spectrum) == speech.mean.shape[1]
     assert torch.allclose(speech.responsibilities.sum(0), torch.ones(len(speech.spectrum)))
-    draw = {"utterances": 6, "num_frames": 200, "stft": STFT_SMALL}
+    draw = {"utterances": 12, "num_frames": 200, "stft": STFT_SMALL}
     pairs = draw_pairs(speech, **draw, lips_dropped=0.5)
-    assert pairs.codes.shape == (guide.num_components, 6, 200, 3)
+    assert pairs.codes.shape == (guide.num_components, 12, 200, 3)
     level = amortise_level(pairs)
-    assert torch.allclose(level, torch.ones(6), atol=0.02)
+    assert torch.allclose(level, torch.ones(12), atol=0.02)
     if guide.prior.uses_lips:
         seen = pairs.lips_mask.any(-1)
-        assert 0 < seen.sum() < 6
+        assert 0 < seen.sum() < 12
         assert (~draw_pairs(speech, **draw, lips_dropped=1.0).lips_mask).all()
     else:
         assert pairs.lips_mask is None
