@@ -156,17 +156,20 @@ def test_low_speech_comes_back_as_noise_falls() -> None:
     assert (front.low_speech(front.split(x, 1.0), 0 * x, STFT()) == 0).all()
 
 
-def test_a_small_error_asks_for_a_decision_and_a_large_one_for_the_mean() -> None:
-    """By brute force over constant gains: what is expected of log error is least where `best_gain` says."""
-    gains, p, power = np.array([[0.02], [0.97]]), np.array([0.7, 0.3]), np.array([1.0])
-    every = np.linspace(0, 1, 1001)
-    own = (1 - every[:, None]) ** 2 * gains[:, 0] + every[:, None] ** 2 * (1 - gains[:, 0])
-    for error, decided in ((1e-3, True), (100.0, False)):
-        least = every[np.argmin(np.log(error + own) @ p)]
-        assert front.best_gain(gains, p, power, error)[0] == pytest.approx(least, abs=0.06)
-        assert (least < 0.1) == decided
-    p = np.array([0.3, 0.7])
-    assert front.best_gain(gains, p, power, 1e-3)[0] > 0.9
+@pytest.mark.parametrize("error", [1e-3, 0.03, 1.0, 100.0])
+@pytest.mark.parametrize("p", [[0.7, 0.3], [0.3, 0.7], [0.1, 0.9]])
+def test_the_log_error_is_nearly_as_small_as_can_be(error: float, p: list[float]) -> None:
+    """Against all constant gains: within 0.03 nats, 0.13 dB. A small error asks for a decision."""
+    gains, power = np.array([[0.02], [0.97]]), np.array([1.0])
+
+    def loss(gain: np.ndarray) -> np.ndarray:
+        own = (1 - gain[:, None]) ** 2 * gains[:, 0] + gain[:, None] ** 2 * (1 - gains[:, 0])
+        return np.log(error + own) @ np.array(p)
+
+    found = front.best_gain(gains, np.array(p), power, error)
+    assert loss(found)[0] < loss(np.linspace(0, 1, 1001)).min() + 0.03
+    if error < 0.01:
+        assert abs(found[0] - gains[np.argmax(p), 0]) < 0.02
 
 
 def test_breath_comes_back_beside_a_rumble_above_it() -> None:

@@ -203,12 +203,12 @@ def best_gain(
     power: Float[np.ndarray, "frame"],
     error: float,
 ) -> Float[np.ndarray, "frame"]:
-    """The cases' gains and their mean, each by how small it keeps the expected logarithm of the whole error."""
+    """Of the cases' gains and their mean, the average of those that keep the expected log of the whole error least."""
     speech, noise = gains * power, (1 - gains) * power
     offered = np.concatenate([(p @ gains)[None], gains])
     own = (np.square(1 - offered) @ speech.T + np.square(offered) @ noise.T) / len(power)
     loss = np.log(error + own) @ p
-    weight = np.append(1, p) * np.exp(-SHARP * (loss - loss.min()))
+    weight = np.exp(-SHARP * (loss - loss.min()))
     gain: Float[np.ndarray, frame] = weight @ offered / weight.sum()
     return gain
 

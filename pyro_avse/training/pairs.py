@@ -2,7 +2,7 @@
 
     s_1:N        clips of clean speech in a row, with pauses
     z_n, alpha_n of each frame, by the prior's own encoders at the clean frame: q(z_n | s_n, v_n, k), r_n by (22)
-    b_1:N        models/drawn_noise.py as sound, with voices of other clips in some; at an SNR of U(-15, 25) dB
+    b_1:N        models/drawn_noise.py as sound, with voices of other clips in some; at an SNR of U(-22, 25) dB
     a            the microphone's response, N(0, (2 s_1)^2) a term
     x = h (c s + b), as the front hears it (its high-pass h), brought to the level of training
 
@@ -32,7 +32,7 @@ from pyro_avse.typing import InputError
 
 BABBLES = 0.45
 """The share of recordings in which other voices are heard."""
-LOWEST, HIGHEST = -15.0, 25.0
+LOWEST, HIGHEST = -22.0, 25.0
 """SNRs, dB."""
 PAUSE_FRAMES, LONGEST_PAUSE = 600, 25
 """Frames of faint noise that stand for pauses, and how many of them come between two clips at most."""
