@@ -209,7 +209,7 @@ def best_gain(
     own = (np.square(1 - offered) @ speech.T + np.square(offered) @ noise.T) / len(power)
     loss = np.log(error + own) @ p
     weight = np.exp(-SHARP * (loss - loss.min()))
-    gain: Float[np.ndarray, frame] = weight @ offered / weight.sum()
+    gain: np.ndarray = weight @ offered / weight.sum()
     return gain
 
 
