@@ -6,7 +6,14 @@ E-step: R codes of every frame, independent, from the encoders at the present es
 
 with mu_k, Sigma_k from q(z_n | s_n, k) at E|s_n|^2 / g_n, speech as loud as in training; first, at the mixture's power.
 c > 1 makes q wider than the encoder, which takes speech for known; the share d from the prior keeps sum_k u_rk below
-p(x_n | z_r) / d ("defensive"). Draw r and component k of alpha_n weigh
+p(x_n | z_r) / d ("defensive"). Where there is a guide for noisy speech, it takes the encoders' place with
+
+    N(z_n; m_n, c^2 Sigma_k),   c < 1
+
+m_n the posterior mean that the last E-step found, at first the guide's own (population Monte Carlo [Cappe et al. 2004]).
+Its Sigma_k is its doubt, which is as large as its errors: of a code of many numbers no draw that wide comes near the
+posterior. Narrower ones around the best so far do, and more so from E-step to E-step. Draw r and component k of alpha_n
+weigh
 
     w_rk = u_rk / sum_rk u_rk,   u_rk = pi_k p(z_r | k) N_c(x_n; 0, g_n sigma_k(z_r) + (W H)_n) / q(z_r)
 
@@ -25,6 +32,7 @@ from typing import ClassVar
 
 import torch
 
+from pyro_avse.distributions import unchecked_normal
 from pyro_avse.inference.em import EM, Observation, encode, frame_weight, starting_codes
 from pyro_avse.inference.monte_carlo import (
     Drawn,
@@ -66,10 +74,11 @@ class Importance(EM):
         noise, mixing_weight, exponent: as in `MCEM`.
         draws, final_draws: R in each E-step, and in the last, from which speech is estimated.
         widening: c, by which the proposal's standard deviations exceed the encoder's.
+        narrowing: c where there is a guide.
         defensive: d, the share of draws from the prior, in (0, 1].
 
     Raises:
-        InputError: another share, or a widening that is not positive.
+        InputError: another share, or a widening or narrowing that is not positive.
     """
 
     name: ClassVar[str] = "importance"
@@ -80,15 +89,16 @@ class Importance(EM):
     noise: NoiseModel = field(default_factory=NoiseModel)
     mixing_weight: tuple[float, ...] | None = None
     widening: float = 1.5
+    narrowing: float = 0.5
     defensive: float = 0.1
     exponent: float = 0.5
 
     def __post_init__(self) -> None:
         check_settings(self)
-        if not (0 < self.defensive <= 1 and self.widening > 0):
+        if not (0 < self.defensive <= 1 and self.widening > 0 and self.narrowing > 0):
             raise InputError(
-                f"defensive is {self.defensive}, widening {self.widening}: give a share above 0 and up to 1, "
-                "and a factor above 0"
+                f"defensive is {self.defensive}, widening {self.widening}, narrowing {self.narrowing}: give a share "
+                "above 0 and up to 1, and factors above 0"
             )
 
     @unchecked
@@ -114,10 +124,13 @@ class Importance(EM):
         """Draws of q, and their weights."""
         prior, power, v = observation.prior, observation.power, observation.v
         W, H, g = state.dictionary, state.activations, state.gain
-        guide = encode(observation, state.speech_power / g[..., None])
+        guide, factor = encode(observation, state.speech_power / g[..., None]), self.widening
+        if observation.guess is not None:
+            around = state.z[0].expand(guide.mean.shape)
+            guide, factor = unchecked_normal(around, guide.stddev), self.narrowing
         pi = frame_weight(observation, state.mixing_weight)
         r = state.responsibilities
-        q = guide_mixture(guide, prior, v, r, pi, self.widening, self.defensive)
+        q = guide_mixture(guide, prior, v, r, pi, factor, self.defensive)
         z = q.sample(draws, rng=rng)
         target = posterior(observation, state)
         log_variance = prior.log_variance(z, v)

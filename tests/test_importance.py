@@ -226,7 +226,9 @@ def test_the_encoder_hears_speech_as_loud_as_in_training(
     assert not torch.allclose(heard[-1], second_moment, rtol=0.1)
 
 
-@pytest.mark.parametrize("wrong", [{"defensive": 0.0}, {"defensive": 1.5}, {"widening": 0.0}])
+@pytest.mark.parametrize(
+    "wrong", [{"defensive": 0.0}, {"defensive": 1.5}, {"widening": 0.0}, {"narrowing": 0.0}]
+)
 def test_a_proposal_that_misses_the_posterior_is_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(InputError, match="give a share above 0 and up to 1"):
         Importance(**wrong)
