@@ -18,11 +18,11 @@ the microphone below 25 Hz, and little above. A tram has the opposite. So the tw
 much of them is speech's, which is a small question with a small model. In dB, of a whole recording,
 
     s = power of speech in the band   ~ N(speech's power + `speech`, `speech_spread`^2)
-    n = power of noise in the band    ~ N(as with the density of 70 to 200 Hz + `noise`, `noise_spread`^2)
+    n = power of noise in the band    ~ N(as with the density of 70 to 110 Hz + `noise`, `noise_spread`^2)
     10^(s/10) + 10^(n/10) = the power that is there
 
 `division` gives the posterior of how the power divides. Then every frame asks the same question again, around each s
-and n that the recording may have with spreads of 4 and 5 dB, and its answers are the gains of a Wiener filter on the
+and n that the recording may have with spreads of 6 and 4 dB, and its answers are the gains of a Wiener filter on the
 band, one filter for each case. Of these and their mean those count most (`best_gain`) that make the logarithm of the
 whole error,
 
@@ -52,20 +52,23 @@ class Band:
     """Speech's power there against all of it."""
     speech_spread: float
     noise: float
-    """Noise's power against what it would be with the density of 70 to 200 Hz."""
+    """Noise's power against what it would be with the density of `NEXT`."""
     noise_spread: float
 
 
 LOWEST = 25.0
 """Hz between the two bands."""
 BANDS = (
-    Band(LOWEST, speech=-15, speech_spread=4.5, noise=0, noise_spread=20),
-    Band(CUTOFF - LOWEST, speech=-26, speech_spread=6, noise=6, noise_spread=15),
+    Band(LOWEST, speech=-18, speech_spread=7, noise=-11, noise_spread=15),
+    Band(CUTOFF - LOWEST, speech=-28, speech_spread=6, noise=-2.5, noise_spread=9),
 )
-"""GRID has -14 and -26 dB there, LibriSpeech -35 and -33. Noise rises downwards as wind does, or ends as a tram's."""
-FRAME_SPREADS = 4.0, 5.0
-"""dB: of a frame's low speech and low noise around the recording's."""
-SHARP = 20.0
+"""Clean speech of GRID has -14 and -26 dB there, with spreads of 5 dB; LibriSpeech -31 and -29, with 12 and 8. The thirty
+noises of the data folder have -11 and -2.5 dB, with 13 and 7."""
+NEXT = 70.0, 110.0
+"""Hz, from where to where noise says most of what it is like below."""
+FRAME_SPREADS = 6.0, 4.0
+"""dB: of a frame's low speech and low noise around the recording's, about as recordings have them."""
+SHARP = 14.0
 """By how many nats less a filter counts whose loss is a nat larger: the best alone would jump from case to case."""
 LEAST_ERROR = 1e-5
 """Of what is heard, against speech: 50 dB."""
@@ -157,7 +160,7 @@ def low_speech(parts: Parts, heard_speech: Waveform, stft: STFT) -> Waveform:
     density = np.abs(np.fft.rfft(residual)) ** 2 * 2 / len(residual) ** 2
     hertz = np.fft.rfftfreq(len(residual), 1 / 16000)
     # 100 dB below speech: noise of no power has no logarithm
-    above = density[(hertz >= 70) & (hertz < 200)].mean() * len(residual) / 16000 + 1e-10 * power
+    above = density[(hertz >= NEXT[0]) & (hertz < NEXT[1])].mean() * len(residual) / 16000 + 1e-10 * power
     # of a Wiener filter G: the mean of G (1 - G) |x|^2
     error = max(float(np.mean(heard_speech * residual)), LEAST_ERROR * power)
     below = butter(2, LOWEST, "low", fs=16000, output="sos")
