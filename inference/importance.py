@@ -10,10 +10,9 @@ p(x_n | z_r) / d ("defensive"). Where there is a guide for noisy speech, it take
 
     N(z_n; m_n, c^2 Sigma_k),   c < 1
 
-m_n the posterior mean that the last E-step found, at first the guide's own (population Monte Carlo [Cappe et al. 2004]).
-Its Sigma_k is its doubt, which is as large as its errors: of a code of many numbers no draw that wide comes near the
-posterior. Narrower ones around the best so far do, and more so from E-step to E-step. Draw r and component k of alpha_n
-weigh
+m_n the posterior mean that the last E-step found, at first the guide's own: population Monte Carlo [Cappe et al. 2004].
+The guide's Sigma_k is as large as its errors, and of a code of many numbers no draw that wide comes near the posterior.
+Narrower draws around the best so far come nearer from E-step to E-step. Draw r and component k of alpha_n weigh
 
     w_rk = u_rk / sum_rk u_rk,   u_rk = pi_k p(z_r | k) N_c(x_n; 0, g_n sigma_k(z_r) + (W H)_n) / q(z_r)
 

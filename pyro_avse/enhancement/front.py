@@ -62,8 +62,8 @@ BANDS = (
     Band(LOWEST, speech=-18, speech_spread=7, noise=-11, noise_spread=15),
     Band(CUTOFF - LOWEST, speech=-28, speech_spread=6, noise=-2.5, noise_spread=9),
 )
-"""Clean speech of GRID has -14 and -26 dB there, with spreads of 5 dB; LibriSpeech -31 and -29, with 12 and 8. The thirty
-noises of the data folder have -11 and -2.5 dB, with 13 and 7."""
+"""Clean speech of GRID has -14 and -26 dB there, with spreads of 5 dB; LibriSpeech -31 and -29, with 12 and 8. The
+thirty noises of the data folder have -11 and -2.5 dB, with 13 and 7."""
 NEXT = 70.0, 110.0
 """Hz, from where to where noise says most of what it is like below."""
 FRAME_SPREADS = 6.0, 4.0
@@ -160,7 +160,10 @@ def low_speech(parts: Parts, heard_speech: Waveform, stft: STFT) -> Waveform:
     density = np.abs(np.fft.rfft(residual)) ** 2 * 2 / len(residual) ** 2
     hertz = np.fft.rfftfreq(len(residual), 1 / 16000)
     # 100 dB below speech: noise of no power has no logarithm
-    above = density[(hertz >= NEXT[0]) & (hertz < NEXT[1])].mean() * len(residual) / 16000 + 1e-10 * power
+    above = (
+        density[(hertz >= NEXT[0]) & (hertz < NEXT[1])].mean() * len(residual) / 16000
+        + 1e-10 * power
+    )
     # of a Wiener filter G: the mean of G (1 - G) |x|^2
     error = max(float(np.mean(heard_speech * residual)), LEAST_ERROR * power)
     below = butter(2, LOWEST, "low", fs=16000, output="sos")
