@@ -1,13 +1,16 @@
 """Where draws of the program and recordings are alike: noise as sound, and the edges. (28)"""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from pyro_avse.data.corpora.corpus import find_utterances
 from pyro_avse.enhancement.sounded import overlap, sounded, sounded_noise
 from pyro_avse.stft import STFT
+from pyro_avse.training import pairs
 from pyro_avse.typing import Guess
 
 FREQS = 33
@@ -64,6 +67,26 @@ def test_the_edges_of_a_recording_have_no_say(small_prior: Any, small_guide: Any
     assert not torch.allclose(moved[0], parts(guide.guess(power, mask=mask))[0])
     for frames in (1, 2):
         assert parts(guide.guess(power[:, :frames]))[0].isfinite().all()
+
+
+def test_among_voices_speech_is_not_the_faintest(
+    tiny_corpus: Path, tiny_prior: Any, small_guide: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SNRs of 80 draws, over frames and frequencies: from -22 dB on, or from -10 dB where all have other voices."""
+    prior = tiny_prior("a_vae", num_freqs=33).requires_grad_(False)
+    stft = STFT(n_fft=64, hop=32)
+    speech = pairs.load_speech(find_utterances(tiny_corpus, "train"), small_guide(prior), stft)
+    for share, lowest in ((0.0, -22), (1.0, -10)):
+        monkeypatch.setattr(pairs, "BABBLES", share)
+        torch.manual_seed(0)
+        drawn = pairs.draw_pairs(speech, utterances=80, num_frames=60, stft=stft)
+        noise = drawn.log_noise.exp() - pairs.FAINTEST_NOISE
+        snr = 10 * (drawn.speech.mean((1, 2)) / noise.mean((1, 2))).log10()
+        assert lowest - 0.5 < snr.min() < lowest + 4
+        assert 20 < snr.max() < 25.5
+    one = pairs.draw_pairs(speech, utterances=4, num_frames=60, stft=stft, snr=(-20.0, -20.0))
+    snr = one.speech.mean((1, 2)) / (one.log_noise.exp() - pairs.FAINTEST_NOISE).mean((1, 2))
+    assert torch.allclose(snr.log10(), torch.tensor(-2.0), atol=0.05)  # what is asked for is drawn
 
 
 def parts(q: Guess) -> list[Tensor]:

@@ -2,7 +2,8 @@
 
     s_1:N        clips of clean speech in a row, with pauses
     z_n, alpha_n of each frame, by the prior's own encoders at the clean frame: q(z_n | s_n, v_n, k), r_n by (22)
-    b_1:N        models/drawn_noise.py as sound, with voices of other clips in some; at an SNR of U(-22, 25) dB
+    b_1:N        models/drawn_noise.py as sound, with voices of other clips in some; at an SNR of U(-22, 25) dB, with
+                 voices of U(-10, 25): among voices that are far louder nobody can tell which one is meant
     a            the microphone's response, N(0, (2 s_1)^2) a term
     x = h (c s + b), as the front hears it (its high-pass h), brought to the level of training
 
@@ -34,6 +35,8 @@ BABBLES = 0.45
 """The share of recordings in which other voices are heard."""
 LOWEST, HIGHEST = -22.0, 25.0
 """SNRs, dB."""
+AMONG_VOICES = -10.0
+"""The lowest in recordings with other voices."""
 PAUSE_FRAMES, LONGEST_PAUSE = 600, 25
 """Frames of faint noise that stand for pauses, and how many of them come between two clips at most."""
 FAINTEST_NOISE = 1e-3
@@ -200,7 +203,9 @@ def draw_pairs(
     a = 2 * RESPONSE_SPREAD * torch.randn(utterances, RESPONSE_TERMS, device=device)
     c = (a @ response_basis(RESPONSE_TERMS, freqs, s.real)[1:]).exp()[:, None]
     h = torch.from_numpy(log_response(freqs)).float().to(device).exp()  # power
-    wanted = snr[0] + (snr[1] - snr[0]) * torch.rand(utterances, 1, 1, device=device)
+    among = (voices != 0).flatten(1).any(1)[:, None, None]
+    lowest = torch.where(among, max(snr[0], min(AMONG_VOICES, snr[1])), snr[0])
+    wanted = lowest + (snr[1] - lowest) * torch.rand(utterances, 1, 1, device=device)
     loud = (h * c * squared_magnitude(s)).mean((-2, -1), keepdim=True)
     loud_noise = (h * drawn.variance).mean((-2, -1), keepdim=True)
     b_power = loud / loud_noise.clamp_min(1e-12) * (-DECIBEL * wanted).exp()
