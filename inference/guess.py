@@ -8,7 +8,7 @@ The guide (`models/guide.py`) is q(z, alpha, g, a, noise | x, v), amortised. A s
              on H included. Else they start as noise that is always there: what a guide takes for noise that changes
              holds some speech, and EM keeps it
 
-and `encode`, what kernels and importance sampling propose from, becomes q(z_n | alpha_n = k, x, v) itself.
+and `encode`, what kernels propose from, becomes q(z_n | alpha_n = k, x, v) itself; importance sampling narrows it.
 """
 
 import math
