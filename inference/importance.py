@@ -8,11 +8,12 @@ with mu_k, Sigma_k from q(z_n | s_n, k) at E|s_n|^2 / g_n, speech as loud as in 
 c > 1 makes q wider than the encoder, which takes speech for known; the share d from the prior keeps sum_k u_rk below
 p(x_n | z_r) / d ("defensive"). Where there is a guide for noisy speech, it takes the encoders' place with
 
-    N(z_n; m_n, c^2 Sigma_k),   c < 1
+    N(z_n; m_n, c^2 Sigma_k),   c = sqrt(8 / L), 1 at most
 
 m_n the posterior mean that the last E-step found, at first the guide's own: population Monte Carlo [Cappe et al. 2004].
-The guide's Sigma_k is as large as its errors, and of a code of many numbers no draw that wide comes near the posterior.
-Narrower draws around the best so far come nearer from E-step to E-step. Draw r and component k of alpha_n weigh
+The guide's Sigma_k is as large as its errors, and of a code of L = 32 numbers no draw so wide comes near the posterior:
+steps have to shrink with sqrt(L), as those of a random walk [Roberts, Gelman, Gilks 1997]. Narrower draws around the
+best so far come nearer from E-step to E-step. Draw r and component k of alpha_n weigh
 
     w_rk = u_rk / sum_rk u_rk,   u_rk = pi_k p(z_r | k) N_c(x_n; 0, g_n sigma_k(z_r) + (W H)_n) / q(z_r)
 
@@ -26,6 +27,7 @@ chain, no warm-up, no step size. In many dimensions, and most of all by an encod
 one draw takes all the weight and the result is chance: look at `effective_sample_size` first.
 """
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
@@ -73,7 +75,7 @@ class Importance(EM):
         noise, mixing_weight, exponent: as in `MCEM`.
         draws, final_draws: R in each E-step, and in the last, from which speech is estimated.
         widening: c, by which the proposal's standard deviations exceed the encoder's.
-        narrowing: c where there is a guide.
+        narrowing: c sqrt(L) where there is a guide.
         defensive: d, the share of draws from the prior, in (0, 1].
 
     Raises:
@@ -88,7 +90,7 @@ class Importance(EM):
     noise: NoiseModel = field(default_factory=NoiseModel)
     mixing_weight: tuple[float, ...] | None = None
     widening: float = 1.5
-    narrowing: float = 0.5
+    narrowing: float = math.sqrt(8)
     defensive: float = 0.1
     exponent: float = 0.5
 
@@ -126,7 +128,8 @@ class Importance(EM):
         guide, factor = encode(observation, state.speech_power / g[..., None]), self.widening
         if observation.guess is not None:
             around = state.z[0].expand(guide.mean.shape)
-            guide, factor = unchecked_normal(around, guide.stddev), self.narrowing
+            guide = unchecked_normal(around, guide.stddev)
+            factor = min(1.0, self.narrowing / math.sqrt(prior.latent_dim))
         pi = frame_weight(observation, state.mixing_weight)
         r = state.responsibilities
         q = guide_mixture(guide, prior, v, r, pi, factor, self.defensive)

@@ -245,15 +245,13 @@ def test_every_scheme_takes_a_guide(scheme: str, heard: Any) -> None:
 
 @pytest.mark.usefixtures("float64")
 def test_a_better_proposal_is_worth_more_draws(heard: Any) -> None:
-    """Importance sampling's effective sample size, by a guide that knows the posterior, at its own width, and by the
-    encoders.
-    """
+    """Importance sampling's effective sample size, by a guide that knows the posterior and by the encoders."""
     prior, x, guide = heard("a_vae")
     target = CollapsedTarget(prior, None, x.abs().square(), guide.noise, prior.mixing_weight)
     start = guide.z.expand(4, 30, 2)
     draws = run_chains(MALA(step_size=0.5), target, start, draws=300, warmup=200).draws
     guide.z, guide.width = draws.mean((0, 1)), float(draws.std((0, 1)).mean())
-    scheme = Importance(iterations=1, draws=200, final_draws=200, narrowing=1.0)
+    scheme = Importance(iterations=1, draws=200, final_draws=200)
     sizes = [scheme(prior, x, guide=g, seed=0).effective_sample_size.mean() for g in (guide, None)]
     assert sizes[0] > sizes[1]
 
@@ -262,7 +260,7 @@ def test_a_better_proposal_is_worth_more_draws(heard: Any) -> None:
 def test_proposals_gather_round_the_best_so_far(
     heard: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Population Monte Carlo: half as wide as the guide's q, at first round its means, then round what was found."""
+    """Population Monte Carlo: first round the guide's means, then round what was found; narrower in more dimensions."""
     prior, x, guide = heard("a_vae")
     law, proposed = importance.guide_mixture, []
 
@@ -271,7 +269,7 @@ def test_proposals_gather_round_the_best_so_far(
         return law(q, *rest)
 
     monkeypatch.setattr(importance, "guide_mixture", listen)
-    scheme, rng = Importance(draws=20), torch.Generator().manual_seed(0)
+    scheme, rng = Importance(draws=20, narrowing=0.6), torch.Generator().manual_seed(0)
     seen = observe(prior, x, guide=guide)
     state = scheme.init(seen, rng=rng)
     for around in (guide.z, None, None):
@@ -279,8 +277,11 @@ def test_proposals_gather_round_the_best_so_far(
         state = scheme.step(seen, state, rng=rng)
         q, factor = proposed[-1]
         assert torch.equal(q.mean[0], around)
-        assert torch.equal(factor * q.stddev[0], torch.full_like(around, 0.5 * guide.width))
+        assert torch.equal(q.stddev[0], torch.full_like(around, guide.width))
+        assert factor == pytest.approx(0.6 / 2**0.5)  # of codes of two numbers
         assert not torch.allclose(state.z[0], around)
+    Importance(iterations=1)(prior, x, guide=guide)
+    assert proposed[-1][1] == 1  # never wider than the guide believes
 
 
 @pytest.mark.usefixtures("float64")
