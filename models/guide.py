@@ -30,6 +30,7 @@ from pyro.distributions import Categorical, Independent, Normal
 from torch import Tensor, nn
 
 from pyro_avse.distributions import unchecked_normal
+from pyro_avse.models.dynamical import Dynamical
 from pyro_avse.models.ear import Ear, Heard, Memory
 from pyro_avse.models.nmf_noise import response_basis
 from pyro_avse.typing import FrameMask, Guess, Power
@@ -65,8 +66,11 @@ class NoisyGuide(nn.Module):
         self._prior = (prior,)  # in a tuple: no submodule
         K, L, F = prior.num_components, prior.latent_dim, prior.num_freqs
         self.num_components, self.latent_dim, self.num_freqs, self.causal = K, L, F, causal
-        seen = L if prior.uses_lips else 0
-        self.ear = Ear(F, seen, hidden=hidden, layers=layers, causal=causal, ahead=ahead)
+        self.looks_itself = prior.uses_lips and isinstance(prior, Dynamical)
+        self.sight = 0
+        if prior.uses_lips:
+            self.sight = prior.options["embedding"] if self.looks_itself else L
+        self.ear = Ear(F, self.sight, hidden=hidden, layers=layers, causal=causal, ahead=ahead)
         self.codes = nn.Linear(self.ear.size, 2 * K * L)
         self.component = nn.Linear(self.ear.size, K)
         self.level = nn.Linear(self.ear.size, 2 * (1 + RESPONSE_TERMS))
@@ -89,11 +93,16 @@ class NoisyGuide(nn.Module):
         seen = self.seen(lips) if looks and lips is not None else None
         return self.read(self.ear(power, seen, mask=mask, lips_mask=lips_mask))
 
-    def seen(self, lips: Tensor) -> Float[Tensor, "*utterance frame latent"]:
-        """What the prior's last encoder, which sees best, makes of the lips while it hears nothing."""
+    @torch.no_grad()
+    def seen(self, lips: Tensor) -> Float[Tensor, "*utterance frame seen"]:
+        """What the prior's last encoder, which sees best, makes of the lips while it hears nothing; where frames are
+        coupled that is half of what the lips say, and their embedding itself is seen.
+        """
+        if self.looks_itself:
+            embedded: Tensor = self.prior.visual_features(lips)
+            return embedded
         silence = self.noise.weight.new_zeros(*lips.shape[:-2], self.num_freqs)
-        with torch.no_grad():
-            found: Tensor = self.prior.encode(silence, lips).mean[-1]
+        found: Tensor = self.prior.encode(silence, lips).mean[-1]
         return found
 
     def carry_on(self, power: Power, memory: Memory | None) -> tuple[Guess, Memory]:

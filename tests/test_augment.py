@@ -1,12 +1,20 @@
-"""Spectra and lips changed at random: seeded, and each change what it says."""
+"""Spectra, lips and speeds changed at random: seeded, and each change what it says."""
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 from torch import Tensor
 
+from pyro_avse.data.corpora.corpus import find_utterances
 from pyro_avse.data.lips.augment import augment_lips
+from pyro_avse.stft import STFT
+from pyro_avse.training.frames import load_clips
+from pyro_avse.training.pairs import load_speech
 from pyro_avse.training.tilt import tilt_spectra
 
 
@@ -78,3 +86,49 @@ def test_the_mouth_moves_as_far_as_the_strength_says(strength: float) -> None:
         assert centre.abs().max() < strength * 6.5
         assert centre.abs().max() > strength * 4
         assert centre.mean().abs() < strength  # no side is favoured
+
+
+def test_clips_at_other_speeds_sound_and_look_so(tmp_path: Path) -> None:
+    """A tone becomes higher by the speed, the clip shorter, and the mouth opens as much earlier; clips differ."""
+    second = np.arange(16000) / 16000
+    lips = np.zeros((25, 67, 67), np.uint8)
+    lips[15:] = 255  # opens at 0.6 s
+    for name in "abcdef":
+        folder = tmp_path / "train" / "s1"
+        folder.mkdir(parents=True, exist_ok=True)
+        soundfile.write(folder / f"{name}.flac", 0.5 * np.sin(2 * np.pi * 1000 * second), 16000)
+        np.savez(folder / f"{name}.npz", lips=lips, fps=np.float32(25))
+    clips = find_utterances(tmp_path, "train")
+    stft = STFT()
+    settings: dict[str, Any] = {"with_lips": True, "noise_floor_db": None, "seed": 0}
+    speeds = []
+    for spectrum, seen in load_clips(clips, stft, **settings, speeds=0.3):
+        peak = spectrum[5:-5].abs().square().mean(0)
+        near = int(peak.argmax()) + torch.arange(-2, 3)
+        hertz = float((peak[near] * near).sum() / peak[near].sum()) * 16000 / stft.n_fft
+        speed = hertz / 1000
+        times = stft.frame_times(len(spectrum))
+        assert times[-1] * speed == pytest.approx(1.0, abs=0.05)
+        assert seen is not None
+        opened = times[int((seen.float().mean((1, 2)) > 127).int().argmax())]
+        assert opened * speed == pytest.approx(0.6, abs=0.06)
+        speeds.append(speed)
+    assert 0.74 < min(speeds) < 0.95
+    assert 1.05 < max(speeds) < 1.35
+    assert len({round(speed, 3) for speed in speeds}) == len(clips)
+
+
+def test_guides_hear_clips_a_second_time(
+    tiny_corpus: Path, tiny_prior: Any, small_guide: Any
+) -> None:
+    """As they were spoken, and then at other speeds; a pause comes last."""
+    guide = small_guide(tiny_prior("a_vae", num_freqs=33).requires_grad_(False))
+    clips, stft = find_utterances(tiny_corpus, "train"), STFT(n_fft=64, hop=32)
+    once, twice = (load_speech(clips, guide, stft, speeds=most) for most in (0.0, 0.2))
+    spoken = once.ends[-2]
+    assert len(twice.ends) == 2 * len(clips) + 1
+    assert twice.ends[: len(clips)] == once.ends[:-1]
+    assert torch.equal(twice.spectrum[:spoken], once.spectrum[:spoken])
+    again = np.diff([spoken, *twice.ends[len(clips) : -1]]) / np.diff([0, *once.ends[:-1]])
+    assert (np.abs(np.log(again)) < 0.21).all()
+    assert (np.abs(again - 1) > 0.001).all()

@@ -383,6 +383,7 @@ def test_a_guides_recipe_is_checked(tmp_path: Path) -> None:
         ('prior = "a_vae"\n[training]\nsteps = 0', "steps is 0"),
         ('prior = "a_vae"\n[training]\nwake = 1.5', "wake is 1.5"),
         ('prior = "a_vae"\nlips_dropped = 2', "lips_dropped is 2"),
+        ('prior = "a_vae"\nspeeds = 0.6', "speeds is 0.6"),
         ("prior = 3", "expected str"),
     ):
         path = tmp_path / "recipe.toml"

@@ -105,6 +105,23 @@ def test_a_guide_of_a_dynamical_prior(tiny_corpus: Path, tmp_path: Path) -> None
     assert not np.array_equal(heard, deaf)
 
 
+@pytest.mark.parametrize("name", ["av_rvae", "av_srnn"])
+def test_guides_see_the_embedding(
+    name: str, tiny_prior: Any, small_guide: Any, random_lips: Any, random_power: Any
+) -> None:
+    """What the prior is told of a picture is what its guide is shown, and believes: each picture, and their order."""
+    torch.manual_seed(0)
+    prior = tiny_prior(name).requires_grad_(False)
+    guide, lips = small_guide(prior.double()), random_lips(12)
+    power = random_power(12, prior.num_freqs)
+    assert torch.equal(guide.seen(lips), prior.visual_features(lips))
+    believed = guide.guess(power, lips).codes.mean
+    other = lips.clone()
+    other[4] = 255 - other[4]
+    assert not torch.equal(believed, guide.guess(power, other).codes.mean)
+    torch.testing.assert_close(guide.seen(lips.flip(0)), guide.seen(lips).flip(0))
+
+
 @pytest.mark.parametrize("name", ["dkf", "srnn", "av_rvae"])
 def test_recordings_and_batches(name: str, tiny_prior: Any) -> None:
     """A recording of any length, lips where they are seen; one of a batch does not hear the others."""

@@ -6,12 +6,14 @@ log-variance to minus infinity there, and a prior so trained suppresses real spe
 level under each clip's peak.
 """
 
+import math
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
+import soxr
 import torch
 from torch import Tensor
 
@@ -93,13 +95,20 @@ def load_clips(
     seed: int,
     level: Literal["peak", "speech"] = "peak",
     bad_lips: float = 0.0,
+    speeds: float = 0.0,
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Each clip's STFT (frame, freq), complex, and its lips on the frames' grid where there are and are wanted.
 
-    Arguments as in `load_frames`.
+    Arguments as in `load_frames`, and `speeds`: clips are played at exp(U(-speeds, speeds)) times their speed, lips too.
+    Pitch and formants move along, as if others had spoken.
     """
     for utterance in utterances:
         waveform = load_audio(utterance.audio).waveform
+        speed = 1.0
+        if speeds:
+            rng = np.random.default_rng([seed, zlib.crc32(utterance.name.encode()), 1])
+            speed = math.exp(rng.uniform(-speeds, speeds))
+            waveform = soxr.resample(waveform, 16000 * speed, 16000)
         waveform = waveform - waveform.mean()
         waveform = waveform / (np.abs(waveform).max() or 1.0)
         if noise_floor_db is not None:
@@ -117,5 +126,5 @@ def load_clips(
             kind = get_args(Kind)[place % len(get_args(Kind))]
             rng = np.random.default_rng([seed, place])
             seen, _ = corrupt_lips(seen, kind, rng, fraction=bad_lips)
-        times = stft.frame_times(len(spectrum))
-        yield spectrum, torch.from_numpy(lips_on_grid(seen, times, len(waveform) / 16000))
+        times = speed * stft.frame_times(len(spectrum))
+        yield spectrum, torch.from_numpy(lips_on_grid(seen, times, speed * len(waveform) / 16000))

@@ -10,8 +10,9 @@
 so that g, a, W H, alpha and z are known where x is. Nothing here is a recording of noise.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -52,11 +53,13 @@ class Speech:
     spectrum: Complex[Tensor, "frame freq"]
     ends: list[int]
     """Where each clip ends."""
+    chances: Float[Tensor, "clip"]
+    """How often each is drawn, but for the pause."""
     mean: Float[Tensor, "component frame latent"]
     """Of q(z_n | s_n, v_n, k)."""
     scale: Float[Tensor, "component frame latent"]
     responsibilities: Float[Tensor, "component frame"]
-    seen: Float[Tensor, "frame latent"] | None
+    seen: Float[Tensor, "frame seen"] | None
     """`NoisyGuide.seen` of the frame's picture; 0 where there is none. None: the prior never looks."""
     features: Float[Tensor, "frame feature"] | None
     """`visual_features` of it, where prior or decoder look at the lips."""
@@ -76,7 +79,7 @@ class Pairs:
     """|x|^2 if the noise were `CLEARER` dB fainter."""
     features: Float[Tensor, "utterance frame feature"] | None
     """`visual_features` of the lips, for priors that look at them; None for others."""
-    seen: Float[Tensor, "utterance frame latent"] | None
+    seen: Float[Tensor, "utterance frame seen"] | None
     lips_mask: Bool[Tensor, "utterance frame"] | None
     log_gain: Float[Tensor, "utterance"]
     response: Float[Tensor, "utterance term"]
@@ -92,9 +95,13 @@ def load_speech(
     stft: STFT,
     *,
     noise_floor_db: float | None = 40.0,
+    speeds: float = 0.0,
+    chances: Sequence[float] | None = None,
     seed: int = 0,
 ) -> Speech:
-    """Read clips, and what the guide's prior makes of every frame.
+    """Read clips, and what the guide's prior makes of every frame; with `speeds` of `load_clips`, a second time so.
+
+    `chances`: how often each utterance is drawn, in proportion; None: all alike.
 
     Raises InputError where no clip is left: a prior that needs lips learns from clips that have them.
     """
@@ -102,21 +109,31 @@ def load_speech(
     device = prior.mixing_weight.device
     looks = any(prior.components_see)
     spectra, pictures, seen_of, features, ends, count = [], [], [], [], [], 0
-    clips = load_clips(
-        utterances,
-        stft,
-        with_lips=prior.uses_lips,
-        noise_floor_db=noise_floor_db,
-        seed=seed,
-        level="speech",
+    found, drawn = list(utterances), []
+    chances = [1.0] * len(found) if chances is None else chances
+    every_speed = [0.0, speeds] if speeds else [0.0]
+    clips = (
+        load_clips(
+            found,
+            stft,
+            with_lips=prior.uses_lips,
+            noise_floor_db=noise_floor_db,
+            seed=seed,
+            level="speech",
+            speeds=most,
+        )
+        for most in every_speed
     )
-    for spectrum, lips in clips:
+    for (spectrum, lips), chance in zip(
+        chain.from_iterable(clips), [*chances] * len(every_speed), strict=True
+    ):
         if lips is None and prior.requires_lips:
             continue
         count += len(spectrum)
         spectra.append(spectrum)
         pictures.append(lips)
         ends.append(count)
+        drawn.append(chance)
     if not spectra:
         raise InputError("no clips to train the guide on: this prior needs clips with lips")
     spectra.append(pause(stft, seed))
@@ -130,7 +147,7 @@ def load_speech(
         means.append(mean.cpu())
         scales.append(scale.cpu())
         weights.append(r.cpu())
-        blank = torch.zeros(len(spectrum), prior.latent_dim)
+        blank = torch.zeros(len(spectrum), guide.sight)
         seen_of.append(blank if looked is None else guide.seen(looked).cpu())
         if looks:
             embedded = prior.visual_features(torch.zeros(1, 67, 67) if looked is None else looked)
@@ -141,6 +158,7 @@ def load_speech(
     return Speech(
         spectrum=torch.cat(spectra),
         ends=ends,
+        chances=torch.tensor(drawn),
         mean=torch.cat(means, 1),
         scale=torch.cat(scales, 1),
         responsibilities=torch.cat(weights, 1),
@@ -248,7 +266,7 @@ def frames_level(spectrum: Tensor, stft: STFT) -> Tensor:
 def _clips_in_a_row(speech: Speech, num_frames: int) -> Tensor:
     """Indices of frames: clips as the corpus has them, from somewhere in one of them on, with pauses between."""
     clips, pause_starts = len(speech.ends) - 1, speech.ends[-2]
-    clip = int(torch.randint(clips, ()))
+    clip = int(torch.multinomial(speech.chances, 1))
     parts: list[Tensor] = []
     total = 0
     while total < num_frames:

@@ -139,6 +139,8 @@ class GuideRecipe:
     """Another guide, whose networks it starts from where they fit: a file, or the bundled prior that it came with."""
     noise_floor_db: float = 40.0
     """As in [data] of a prior's recipe."""
+    speeds: float = 0.0
+    """Every clip is heard a second time at exp(U(-speeds, speeds)) times its speed, as if somebody else had spoken."""
     lips_dropped: float = 0.3
     """How often a recording's lips, or a speaker's, are taken away in training."""
     separates: bool = False
@@ -262,6 +264,11 @@ def parse_guide_recipe(content: JSON, *, source: str) -> GuideRecipe:
     for name, share in (("wake", recipe.training.wake), ("lips_dropped", recipe.lips_dropped)):
         if share > 1:
             raise InputError(f"{source}: {name} is {share}: expected a share from 0 to 1")
+    if recipe.speeds > 0.5 or (recipe.separates and recipe.speeds):
+        raise InputError(
+            f"{source}: speeds is {recipe.speeds}: expected 0 to 0.5 (speech at 0.6 to 1.65 times its speed), and 0 of a "
+            "guide that separates"
+        )
     return recipe
 
 
