@@ -14,8 +14,11 @@ from pyro_avse.data.corpora.corpus import find_utterances
 from pyro_avse.data.lips.augment import augment_lips
 from pyro_avse.stft import STFT
 from pyro_avse.training.frames import load_clips
-from pyro_avse.training.pairs import load_speech
+from pyro_avse.training.pairs import _clips_in_a_row, load_speech
+from pyro_avse.training.recipe import GuideRecipe
+from pyro_avse.training.speakers import VARIANTS
 from pyro_avse.training.tilt import tilt_spectra
+from pyro_avse.training.train_guide import _load
 
 
 def spot(row: int, column: int) -> Tensor:
@@ -132,3 +135,22 @@ def test_guides_hear_clips_a_second_time(
     again = np.diff([spoken, *twice.ends[len(clips) : -1]]) / np.diff([0, *once.ends[:-1]])
     assert (np.abs(np.log(again)) < 0.21).all()
     assert (np.abs(again - 1) > 0.001).all()
+
+
+def test_one_corpus_is_drawn_as_often_as_another(
+    tiny_corpus: Path, tiny_prior: Any, small_guide: Any
+) -> None:
+    """Of corpora with one clip and three; with a chance of 0 a clip never comes first."""
+    prior = tiny_prior("a_vae", num_freqs=33).requires_grad_(False)
+    guide, stft = small_guide(prior), STFT(n_fft=64, hop=32)
+    clips = find_utterances(tiny_corpus, "train")
+    recipe = GuideRecipe("none", speeds=0.2)
+    speech = _load([clips[:1], clips[1:]], guide, stft, recipe, VARIANTS)
+    chances = speech.chances / speech.chances.sum()
+    torch.testing.assert_close(chances, torch.tensor([3.0, 1, 1, 1]).repeat(2) / 12)
+    third = load_speech(clips, guide, stft, chances=[0, 0, 1, 0])
+    torch.manual_seed(0)
+    for _ in range(20):
+        row = _clips_in_a_row(third, 4)
+        spoken = row[row < third.ends[-2]]  # what is no pause
+        assert ((third.ends[1] <= spoken) & (spoken < third.ends[2])).all()

@@ -99,8 +99,8 @@ def load_clips(
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Each clip's STFT (frame, freq), complex, and its lips on the frames' grid where there are and are wanted.
 
-    Arguments as in `load_frames`, and `speeds`: clips are played at exp(U(-speeds, speeds)) times their speed, lips too.
-    Pitch and formants move along, as if others had spoken.
+    Arguments as in `load_frames`, and `speeds`: clips are played at exp(U(-speeds, speeds)) times their speed, lips
+    too. Pitch and formants move along, as if others had spoken.
     """
     for utterance in utterances:
         waveform = load_audio(utterance.audio).waveform

@@ -158,7 +158,7 @@ def load_speech(
     return Speech(
         spectrum=torch.cat(spectra),
         ends=ends,
-        chances=torch.tensor(drawn),
+        chances=torch.tensor(drawn, dtype=torch.float),
         mean=torch.cat(means, 1),
         scale=torch.cat(scales, 1),
         responsibilities=torch.cat(weights, 1),

@@ -86,7 +86,9 @@ def _load(
             corpora, guide.prior, stft, noise_floor_db=floor, variants=variants, seed=recipe.seed
         )
     every = [utterance for corpus in corpora for utterance in corpus]
-    chances = [1 / len(corpus) for corpus in corpora for _ in corpus]  # one corpus as often as another
+    chances = [
+        1 / len(corpus) for corpus in corpora for _ in corpus
+    ]  # one corpus as often as another
     speeds = recipe.speeds if variants > 1 else 0.0  # those that judge are as they were spoken
     return load_speech(
         every,
