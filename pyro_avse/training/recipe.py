@@ -266,7 +266,7 @@ def parse_guide_recipe(content: JSON, *, source: str) -> GuideRecipe:
             raise InputError(f"{source}: {name} is {share}: expected a share from 0 to 1")
     if recipe.speeds > 0.5 or (recipe.separates and recipe.speeds):
         raise InputError(
-            f"{source}: speeds is {recipe.speeds}: expected 0 to 0.5 (0.6 to 1.65 times as fast), and 0 of a guide that "
+            f"{source}: speeds is {recipe.speeds}: expected 0 to 0.5 (0.6 to 1.65 times as fast), 0 of a guide that "
             "separates"
         )
     return recipe
