@@ -1,6 +1,6 @@
 """Draws of the noisy program, with what was drawn: what a guide for noisy speech learns from. (28), (31)
 
-    s_1:N        clips of clean speech in a row, with pauses
+    s_1:N        clips of clean speech in a row, with pauses; some at other speeds, as if others had spoken
     z_n, alpha_n of each frame, by the prior's own encoders at the clean frame: q(z_n | s_n, v_n, k), r_n by (22)
     b_1:N        models/drawn_noise.py as sound, with voices of other clips in some; at an SNR of U(-22, 25) dB, with
                  voices of U(-10, 25): among voices that are far louder nobody can tell which one is meant
