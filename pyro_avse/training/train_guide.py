@@ -86,10 +86,9 @@ def _load(
             corpora, guide.prior, stft, noise_floor_db=floor, variants=variants, seed=recipe.seed
         )
     every = [utterance for corpus in corpora for utterance in corpus]
-    chances = [
-        1 / len(corpus) for corpus in corpora for _ in corpus
-    ]  # one corpus as often as another
-    speeds = recipe.speeds if variants > 1 else 0.0  # those that judge are as they were spoken
+    # one corpus as often as another; and those that judge are as they were spoken
+    chances = [1 / len(corpus) for corpus in corpora for _ in corpus]
+    speeds = recipe.speeds if variants > 1 else 0.0
     return load_speech(
         every,
         guide,
