@@ -131,14 +131,15 @@ def trainer(device: torch.device) -> Amortiser:
     with torch.no_grad():
         mean, scale, r = frame_codes(prior, spectrum.abs().square().to(device), None)
     speech = Speech(
-        spectrum,
-        [400, 800, 1200, 1400, 2000],
-        mean.cpu(),
-        scale.cpu(),
-        r.cpu(),
-        None,
-        None,
-        torch.zeros(2000, dtype=torch.bool),
+        spectrum=spectrum,
+        ends=[400, 800, 1200, 1400, 2000],
+        chances=torch.ones(4),
+        mean=mean.cpu(),
+        scale=scale.cpu(),
+        responsibilities=r.cpu(),
+        seen=None,
+        features=None,
+        has_lips=torch.zeros(2000, dtype=torch.bool),
     )
     guide = NoisyGuide(prior).to(device)
     return Amortiser(guide, load_recipe("default/guide_a_vae"), speech, speech, stft)
