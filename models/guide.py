@@ -66,10 +66,8 @@ class NoisyGuide(nn.Module):
         self._prior = (prior,)  # in a tuple: no submodule
         K, L, F = prior.num_components, prior.latent_dim, prior.num_freqs
         self.num_components, self.latent_dim, self.num_freqs, self.causal = K, L, F, causal
-        self.looks_itself = prior.uses_lips and isinstance(prior, Dynamical)
-        self.sight = 0
-        if prior.uses_lips:
-            self.sight = prior.options["embedding"] if self.looks_itself else L
+        blank = prior.mixing_weight.new_zeros(1, 67, 67)
+        self.sight = self.seen(blank).shape[-1] if prior.uses_lips else 0
         self.ear = Ear(F, self.sight, hidden=hidden, layers=layers, causal=causal, ahead=ahead)
         self.codes = nn.Linear(self.ear.size, 2 * K * L)
         self.component = nn.Linear(self.ear.size, K)
@@ -95,13 +93,14 @@ class NoisyGuide(nn.Module):
 
     @torch.no_grad()
     def seen(self, lips: Tensor) -> Float[Tensor, "*utterance frame seen"]:
-        """What the prior's last encoder, which sees best, makes of the lips while it hears nothing; where frames are
-        coupled that is half of what the lips say, and their embedding itself is seen.
+        """What the prior makes of the lips, `sight` numbers a picture: the mean of its last encoder, which sees best,
+        while it hears nothing. An encoder of whole utterances says half as much then, so of a `Dynamical` prior the
+        embedding v_n itself is seen.
         """
-        if self.looks_itself:
-            embedded: Tensor = self.prior.visual_features(lips)
+        if isinstance(self.prior, Dynamical):
+            embedded: Tensor = self.prior.embedding(lips)
             return embedded
-        silence = self.noise.weight.new_zeros(*lips.shape[:-2], self.num_freqs)
+        silence = self.prior.mixing_weight.new_zeros(*lips.shape[:-2], self.num_freqs)
         found: Tensor = self.prior.encode(silence, lips).mean[-1]
         return found
 

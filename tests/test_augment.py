@@ -16,7 +16,6 @@ from pyro_avse.stft import STFT
 from pyro_avse.training.frames import load_clips
 from pyro_avse.training.pairs import _clips_in_a_row, load_speech
 from pyro_avse.training.recipe import GuideRecipe
-from pyro_avse.training.speakers import VARIANTS
 from pyro_avse.training.tilt import tilt_spectra
 from pyro_avse.training.train_guide import _load
 
@@ -145,7 +144,9 @@ def test_one_corpus_is_drawn_as_often_as_another(
     guide, stft = small_guide(prior), STFT(n_fft=64, hop=32)
     clips = find_utterances(tiny_corpus, "train")
     recipe = GuideRecipe("none", speeds=0.2)
-    speech = _load([clips[:1], clips[1:]], guide, stft, recipe, VARIANTS)
+    speech = _load([clips[:1], clips[1:]], guide, stft, recipe, training=True)
+    judged = _load([clips[:1], clips[1:]], guide, stft, recipe, training=False)
+    assert len(judged.ends) == len(clips) + 1  # as they were spoken alone
     chances = speech.chances / speech.chances.sum()
     torch.testing.assert_close(chances, torch.tensor([3.0, 1, 1, 1]).repeat(2) / 12)
     third = load_speech(clips, guide, stft, chances=[0, 0, 1, 0])

@@ -12,7 +12,6 @@ so that g, a, W H, alpha and z are known where x is. Nothing here is a recording
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import torch
@@ -110,10 +109,8 @@ def load_speech(
     looks = any(prior.components_see)
     spectra, pictures, seen_of, features, ends, count = [], [], [], [], [], 0
     found, drawn = list(utterances), []
-    chances = [1.0] * len(found) if chances is None else chances
-    every_speed = [0.0, speeds] if speeds else [0.0]
-    clips = (
-        load_clips(
+    for most in [0.0, speeds] if speeds else [0.0]:
+        clips = load_clips(
             found,
             stft,
             with_lips=prior.uses_lips,
@@ -122,18 +119,14 @@ def load_speech(
             level="speech",
             speeds=most,
         )
-        for most in every_speed
-    )
-    for (spectrum, lips), chance in zip(
-        chain.from_iterable(clips), [*chances] * len(every_speed), strict=True
-    ):
-        if lips is None and prior.requires_lips:
-            continue
-        count += len(spectrum)
-        spectra.append(spectrum)
-        pictures.append(lips)
-        ends.append(count)
-        drawn.append(chance)
+        for (spectrum, lips), chance in zip(clips, chances or [1.0] * len(found), strict=True):
+            if lips is None and prior.requires_lips:
+                continue
+            count += len(spectrum)
+            spectra.append(spectrum)
+            pictures.append(lips)
+            ends.append(count)
+            drawn.append(chance)
     if not spectra:
         raise InputError("no clips to train the guide on: this prior needs clips with lips")
     spectra.append(pause(stft, seed))

@@ -53,8 +53,8 @@ def train_guide(
         {split: find_utterances(root, split) for split in ("train", "valid")} for root in roots
     ]
     train, valid = (
-        _load([corpus[split] for corpus in corpora], guide, stft, recipe, variants)
-        for split, variants in (("train", VARIANTS), ("valid", 1))
+        _load([corpus[split] for corpus in corpora], guide, stft, recipe, training=split == "train")
+        for split in ("train", "valid")
     )
     kind_of_run = SeparationAmortiser if recipe.separates else Amortiser
     run = kind_of_run(guide, recipe, train, valid, stft)
@@ -77,24 +77,34 @@ def train_guide(
 
 
 def _load(
-    corpora: list[list[Utterance]], guide: Any, stft: STFT, recipe: GuideRecipe, variants: int
+    corpora: list[list[Utterance]],
+    guide: Any,
+    stft: STFT,
+    recipe: GuideRecipe,
+    *,
+    training: bool,
 ) -> Any:
-    """Clean speech as that kind of guide learns from it; of several speakers, with so many variants of their lips."""
+    """Clean speech as that kind of guide learns from it, one corpus as often as another. What judges it is as it was
+    spoken; `training` has other speeds besides, or of several speakers variants of their lips.
+    """
     floor = recipe.noise_floor_db or None
     if recipe.separates:
         return load_voices(
-            corpora, guide.prior, stft, noise_floor_db=floor, variants=variants, seed=recipe.seed
+            corpora,
+            guide.prior,
+            stft,
+            noise_floor_db=floor,
+            variants=VARIANTS if training else 1,
+            seed=recipe.seed,
         )
     every = [utterance for corpus in corpora for utterance in corpus]
-    # one corpus as often as another; and those that judge are as they were spoken
     chances = [1 / len(corpus) for corpus in corpora for _ in corpus]
-    speeds = recipe.speeds if variants > 1 else 0.0
     return load_speech(
         every,
         guide,
         stft,
         noise_floor_db=floor,
-        speeds=speeds,
+        speeds=recipe.speeds if training else 0.0,
         chances=chances,
         seed=recipe.seed,
     )
